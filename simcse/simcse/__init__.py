@@ -1,0 +1,1 @@
+"""SimCSE: simple contrastive learning of sentence embeddings (Gao, Yao and Chen, EMNLP 2021)."""
