@@ -1,15 +1,15 @@
 """Run an entrypoint: on this process, under torchrun, with DeepSpeed, or on Slurm, from the same configuration.
 
-Every `python -m <paper>.<verb>` is a function of a Hydra configuration wrapped in `entrypoint`. The wrapper does three things.
+Every `python -m <paper>.<verb>` is a function of a Hydra configuration wrapped in `entrypoint`. The wrapper
 
-1. It composes the configuration. Hydra writes nothing of its own (no `outputs/`, no change of folder): a run's files are where
-   `shared.training.run_folder` says, and nowhere else.
-2. It turns what a user can get wrong (`InputError`, an unknown key or group) into one message and exit status 2. Anything else
-   is a bug and keeps its traceback.
-3. It starts other processes where the `launch` group asks for them: `launch=torchrun launch.processes=8`. The command is run
-   again under the launcher with the same overrides, so what is tested on one process is what runs on many. DeepSpeed is started
-   by torchrun too: its own launcher adds nothing on one node and needs ssh between several, and ZeRO is a matter of
-   `TrainingArguments` (`shared.training`), not of how processes start.
+1. composes the configuration; Hydra writes nothing of its own (no `outputs/`, no change of folder): a run's files are
+   where `shared.training.run_folder` says, and nowhere else;
+2. turns what a user can get wrong (`InputError`, an unknown key or group) into one message and exit status 2; anything
+   else is a bug and keeps its traceback;
+3. starts other processes where the `launch` group asks for them: `launch=torchrun launch.processes=8` runs the command
+   again under the launcher with the same overrides, so what is tested on one process is what runs on many. DeepSpeed is
+   started by torchrun too: its own launcher adds nothing on one node and needs ssh between several, and ZeRO is a
+   matter of `TrainingArguments` (`shared.training`), not of how processes start.
 """
 
 import functools
@@ -30,6 +30,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.plugins import Plugins
 from hydra.errors import HydraException
 from hydra.plugins.search_path_plugin import SearchPathPlugin
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -43,7 +44,7 @@ BAD_INPUT = 2
 
 
 class SharedConfigs(SearchPathPlugin):
-    """Puts `shared/configs` (the `launch` group) on the search path of every entrypoint and of `hydra.compose` in tests."""
+    """Puts `shared/configs` (the `launch` group) on the search path of entrypoints and of `hydra.compose` in tests."""
 
     def manipulate_search_path(self, search_path) -> None:
         search_path.append(provider="shared", path=f"file://{Path(__file__).parent / 'configs'}")
@@ -62,15 +63,21 @@ def entrypoint(config_path: str = "../configs", config_name: str = "config") -> 
 
     def decorate(task: Callable[[DictConfig], None]) -> Callable[[], None]:
         folder = (Path(task.__code__.co_filename).parent / config_path).resolve()
+        bad_input: list[InputError] = []
 
         @functools.wraps(task)
         def run_task(cfg: DictConfig) -> None:
             launch = cfg.get("launch")
-            if launch is None or launch.kind == "local" or os.environ.get(LAUNCHED):
-                _refuse_many_without_a_launcher()
-                task(cfg)
-            else:
-                start(launch, module_name(), list(HydraConfig.get().overrides.task))
+            try:
+                if launch is None or launch.kind == "local" or os.environ.get(LAUNCHED):
+                    _refuse_many_without_a_launcher()
+                    task(cfg)
+                else:
+                    start(launch, module_name(), list(HydraConfig.get().overrides.task))
+            except InputError as error:
+                if HydraConfig.get().mode == RunMode.MULTIRUN:
+                    raise  # the job may run in another process, and Hydra says which job it was
+                bad_input.append(error)  # raised past Hydra, which would print a preamble of its own
 
         program = hydra.main(version_base="1.3", config_path=str(folder), config_name=config_name)(run_task)
 
@@ -83,6 +90,8 @@ def entrypoint(config_path: str = "../configs", config_name: str = "config") -> 
             sys.argv = _with_quiet_hydra(given)
             try:
                 program()
+                if bad_input:
+                    raise bad_input.pop()
             except InputError as error:
                 _complain(str(error))
             except (HydraException, OmegaConfBaseException) as error:
@@ -134,8 +143,8 @@ def _explain(error: Exception, folder: Path, config_name: str) -> str:
     message = "\n".join(line for line in lines if not line.strip().startswith(("object_type=", "reference_type=")))
     unknown = re.search(r"Could not override '([^']+)'", message) or re.search(r"full_key: (\S+)", message)
     if unknown:
-        near = get_close_matches(unknown.group(1), _known_keys(folder, config_name), n=3)
-        message += f"\nDid you mean {' or '.join(near)}?" if near else "\n`--cfg job` prints every key."
+        near = get_close_matches(unknown.group(1), _known_keys(folder, config_name), n=1)
+        message += f"\nDid you mean {near[0]}?" if near else "\n`--cfg job` prints every key."
     return message
 
 
@@ -159,7 +168,7 @@ def _dotted(node: object, prefix: str = ""):
 
 
 def _refuse_many_without_a_launcher() -> None:
-    """Several GPUs and no launcher would make transformers' Trainer fall back to nn.DataParallel, which no paper here supports."""
+    """With several GPUs and no launcher, Trainer would fall back to nn.DataParallel, which no paper here supports."""
     if "RANK" in os.environ or "torch" not in sys.modules:
         return
     import torch
@@ -212,15 +221,15 @@ def torchrun_command(
     node_rank: int | None = None,
     master: str | None = None,
 ) -> list[str]:
-    """The command line that starts this node's processes. One node finds a free port by itself; several meet at `master`."""
+    """The command that starts this node's processes. One node finds a free port by itself; several meet at `master`."""
     command = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={process_count(launch)}"]
     if launch.get("nodes", 1) > 1:
         rank = launch.get("node_rank") if node_rank is None else node_rank
         master = launch.get("master") if master is None else master
         if rank is None or master is None:
             raise InputError(
-                f"launch.nodes={launch.nodes} needs launch.node_rank=<0..{launch.nodes - 1}> and launch.master=<host:port> "
-                "on every node; launch=slurm finds both by itself."
+                f"launch.nodes={launch.nodes} needs launch.node_rank=<0..{launch.nodes - 1}> and "
+                "launch.master=<host:port> on every node; launch=slurm finds both by itself."
             )
         host, _, port = str(master).partition(":")
         command += [
@@ -242,7 +251,7 @@ def _start_torchrun(launch: DictConfig, module: str, overrides: Sequence[str]) -
 
 
 def launched_environment(launch: DictConfig) -> dict[str, str]:
-    """The environment of launched processes: they must not launch again, share the cores, and use the CPU where there is no GPU."""
+    """The environment of launched processes: no second launch, cores shared out, the CPU where there is no GPU."""
     import torch
 
     environment = {**os.environ, LAUNCHED: "1"}
@@ -254,7 +263,7 @@ def launched_environment(launch: DictConfig) -> dict[str, str]:
 
 
 def run_and_pass_on(command: Sequence[str], environment: dict[str, str]) -> None:
-    """Run a launcher to its end. Its processes' bad input becomes ours; signals reach it; its failure is our exit status."""
+    """Run a launcher to its end: its processes' bad input becomes ours, signals reach it, its failure is our status."""
     with tempfile.TemporaryDirectory() as folder:
         complaint = Path(folder) / "complaint"
         child = subprocess.Popen(command, env={**environment, COMPLAINT: str(complaint)})

