@@ -42,6 +42,7 @@ class Cell:
 
     table: str
     row: str
+    key: str
     column: str
     label: str
     paper: float | None
@@ -62,6 +63,7 @@ class Comparison:
     format: str = ".2f"
     note: str = ""
     source: str = ""
+    in_table: bool = False
 
     @property
     def difference(self) -> float | None:
@@ -107,11 +109,14 @@ class Paper:
 
     @functools.cached_property
     def _cells(self) -> dict[str, Cell]:
-        return {f"{cell.table}.{cell.row}.{cell.column}": cell for cell in _all_cells(self.tables)}
+        """By "table.row.column", where the column is given by its key or by its printed name."""
+        cells = list(_all_cells(self.tables))
+        named = {f"{cell.table}.{cell.row}.{cell.key}": cell for cell in cells}
+        return named | {f"{cell.table}.{cell.row}.{cell.column}": cell for cell in cells}
 
     def cells(self, table: str | None = None) -> list[Cell]:
         """The cells of one table, or of all of them, in the paper's order."""
-        return [cell for cell in self._cells.values() if table in (None, cell.table)]
+        return [cell for cell in dict.fromkeys(self._cells.values()) if table in (None, cell.table)]
 
     def cell(self, reference: str) -> Cell:
         """The cell named "table.row.column". Raises InputError for an unknown one."""
@@ -140,22 +145,25 @@ class Paper:
             for cell in self.cells():
                 if cell.experiment == experiment:
                     value = _get(metrics, cell.metric)
-                    source = self.tables[cell.table].get("source", cell.table)
+                    source = self.tables[cell.table]["source"]
                     label = f"{cell.label}, {cell.column}"
-                    rows.append(Comparison(label, value, cell.paper, cell.scale_by, cell.format, source=source))
+                    rows.append(
+                        Comparison(label, value, cell.paper, cell.scale_by, cell.format, source=source, in_table=True)
+                    )
         return [row for row in rows if row.measured is not None]
 
     def _measured(self, item: dict[str, Any], metrics: dict[str, Any]) -> Comparison:
-        reference, number, scale_by, source = item.get("paper"), None, 1.0, ""
+        reference, number, scale_by, source, digits = item.get("paper"), None, 1.0, "", ".2f"
         if isinstance(reference, str):
             cell = self.cell(reference)
-            number, scale_by, source = cell.paper, cell.scale_by, self.tables[cell.table].get("source", cell.table)
+            number, scale_by, digits = cell.paper, cell.scale_by, cell.format
+            source = self.tables[cell.table]["source"]
         elif reference is not None:
             number = float(reference)
         value = _get(metrics, item["metric"])
         scale_by = item.get("scale_by", scale_by)
         return Comparison(
-            item["label"], value, number, scale_by, item.get("format", ".2f"), item.get("note", ""), source
+            item["label"], value, number, scale_by, item.get("format", digits), item.get("note", ""), source
         )
 
 
@@ -177,6 +185,7 @@ def _all_cells(tables: dict[str, dict[str, Any]]) -> Iterator[Cell]:
                 yield Cell(
                     table=table_id,
                     row=row_id,
+                    key=key,
                     column=column.get("label", key),
                     label=row["label"],
                     paper=None if value is None else float(value),

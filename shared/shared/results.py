@@ -243,7 +243,8 @@ def print_result(paper: Paper, result: dict[str, Any], verdicts: list[Verdict], 
     for name in ("measured", "paper", "difference"):
         table.add_column(name, justify="right", no_wrap=name != "measured")
     for row in rows:
-        label = row.label + (f" ({row.source})" if row.source else "") + (f"\n  {row.note}" if row.note else "")
+        about = "; ".join(filter(None, (row.source, row.note)))
+        label = f"{row.label} ({about})" if about else row.label
         table.add_row(escape(label), escape(row.measured_text()), row.paper_text(), row.difference_text())
     console.print(table)
     testable = [verdict for verdict in verdicts if verdict.testable]
