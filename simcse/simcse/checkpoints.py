@@ -85,7 +85,7 @@ def load_backbone(path: str | Path, config: PreTrainedConfig, dtype: torch.dtype
         raise InputError(f"model is {str(path)!r}, whose weights cannot be loaded: {error}") from error
     if missing := sorted(report["missing_keys"]):
         raise InputError(
-            f"model is {str(path)!r}, which lacks {len(missing)} of the backbone's weights (the first is {missing[0]}): "
+            f"model is {str(path)!r}, which lacks {len(missing)} of the backbone's weights (first {missing[0]}): "
             f"its config.json says {config.model_type!r}; do weights and config belong together?"
         )
     return model
@@ -98,7 +98,12 @@ def without_pooler(config: PreTrainedConfig) -> dict[str, bool]:
 
 
 class ExtraWeights:
-    """Heads found in a checkpoint: `head` (tanh head), `mlm` (MLM head), each a state dict or None, and `released_format`."""
+    """The heads found in a checkpoint.
+
+    Attributes:
+        head, mlm: state dicts of SentenceHead and MaskedLMHead, or None.
+        released_format: whether the checkpoint comes from the authors' training code, unconverted.
+    """
 
     def __init__(self, path: str | Path, config: PreTrainedConfig, *, mlm: bool = False):
         tensors = read_tensors(path, lambda key: _is_extra(key, mlm))
@@ -142,10 +147,11 @@ def sentence_transformers_pooler(path: str | Path) -> str | None:
 
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """No load report and no bar for a second's work: the heads it lists as unexpected are read here, and missing
-    weights are an error here.""" verbosity, bars = transformers_logging.get_verbosity(),
-    transformers_logging.is_progress_bar_enabled() transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar() try:
+    """No load report: the heads it lists as unexpected are read here, and missing weights are an error. And no bar."""
+    verbosity, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
         yield
     finally:
         transformers_logging.set_verbosity(verbosity)

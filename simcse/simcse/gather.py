@@ -66,6 +66,6 @@ def _check_equal_shapes(x: Tensor) -> None:
     if (shapes.view(-1, len(shape)) != shape).any():
         per_rank = ", ".join(str(tuple(row)) for row in shapes.view(-1, len(shape)).tolist())
         raise ValueError(
-            f"the processes hold batches of different shape ({per_rank}): every process needs the same number of examples; "
+            f"the processes hold batches of different shape ({per_rank}), but need the same number of examples: "
             "drop the last incomplete batch (dataloader_drop_last=true) or pad it"
         )

@@ -1,5 +1,4 @@
-"""A batch in pieces: chunks of rows padded to their own length, and gradient caching (SimCSE, section 2; GradCache,
-Gao et al. 2021).
+"""A batch in pieces: chunks of rows padded to their own length, and gradient caching (GradCache, Gao et al. 2021).
 
 The contrastive loss needs the vectors of the whole batch at once, but not the encoder's activations of the whole batch.
 Two uses, one plan:
@@ -27,8 +26,7 @@ from torch.utils.checkpoint import checkpoint
 def plan_chunks(
     lengths: Sequence[int], *, num_chunks: int | None = None, chunk_rows: int | None = None
 ) -> list[list[int]]:
-    """Row indices, longest rows first, in `num_chunks` chunks of nearly equal size or in chunks of at most
-    `chunk_rows` rows.
+    """Row indices, longest rows first, in `num_chunks` nearly equal chunks or in chunks of at most `chunk_rows` rows.
 
     Longest first, so that a batch that does not fit in memory fails at once. Ties keep their order: the plan is
     deterministic. With both given, the one that makes more chunks counts; with neither, one chunk in the rows' own
@@ -50,9 +48,12 @@ def plan_chunks(
 
 
 def token_spans(attention_mask: Tensor) -> list[tuple[int, int]]:
-    """First real position and one past the last, per entry of the first dimension, over all the others: `(units, ...,
-    seq)`.""" seen = attention_mask.bool().flatten(1, -2).any(1) if attention_mask.dim() > 2 else
-    attention_mask.bool() seen = seen.int() starts, ends = seen.argmax(1), seen.shape[1] - seen.flip(1).argmax(1)
+    """First real position, and one past the last, of each unit's rows; attention_mask: `(units, ..., seq)`."""
+    seen = attention_mask.bool()
+    if seen.dim() > 2:
+        seen = seen.flatten(1, -2).any(1)
+    seen = seen.int()
+    starts, ends = seen.argmax(1), seen.shape[1] - seen.flip(1).argmax(1)
     return [(start, end) for start, end in torch.stack([starts, ends], dim=1).tolist()]
 
 
