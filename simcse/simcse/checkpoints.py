@@ -189,8 +189,9 @@ def _renamed(tensors: dict[str, Tensor], pattern: re.Pattern) -> dict[str, Tenso
 
 
 def _mlm_weights(tensors: dict[str, Tensor]) -> dict[str, Tensor] | None:
-    """BERT's, RoBERTa's and the released code's MLM heads under one set of names; None where the checkpoint has
-    none.""" found = {} for name, tensor in _renamed(tensors, MLM_KEY).items():
+    """BERT's, RoBERTa's and the released code's MLM heads under one set of names; None where there is none."""
+    found = {}
+    for name, tensor in _renamed(tensors, MLM_KEY).items():
         found[".".join(MLM_NAMES.get(part, part) for part in name.split("."))] = tensor
     if "dense.weight" not in found:
         return None

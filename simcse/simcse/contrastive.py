@@ -9,9 +9,9 @@ For anchors z1, positives z2 and, in the supervised case, hard negatives z3, all
 
 The loss runs in one direction: anchors look for positives, and are never negatives of each other.
 
-Cost. Broadcasting `(B, 1, H)` against `(1, B, H)` through a cosine materialises B*B*H numbers per intermediate,
-0.8 GB at B = 512, H = 768. Here every row is normalised once and one `(B, H) x (H, 2B)` product gives all the logits, so
-that memory is O(B*H + B*B): see bench/contrastive_loss.py for both measured side by side.
+Cost. Broadcasting `(B, 1, H)` against `(1, B, H)` through a cosine materialises B*B*H numbers per intermediate, 0.8 GB
+at B = 512, H = 768. Here every row is normalised once and one `(B, H) x (H, 2B)` product gives all the logits, so that
+memory is O(B*H + B*B): bench/contrastive_loss.py measures both side by side.
 """
 
 import math
@@ -68,7 +68,7 @@ def similarity_logits(
     hard_negative_weight: float = 0.0,
     similarity: str = "cos",
 ) -> Tensor:
-    """The logits S `(batch, batch)`, or with hard negatives S' `(batch, (1 + kinds) * batch)`, of the module's docstring.
+    """S `(batch, batch)`, or with hard negatives S' `(batch, (1 + kinds) * batch)`, of the module's docstring.
 
     Arguments and errors are those of `contrastive_loss`. The diagonal of the first block holds the positives.
     """

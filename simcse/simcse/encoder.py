@@ -13,8 +13,8 @@ Saved folders are plain: the head is stored as the pooler, and `AutoModel.from_p
 """
 
 import copy
-import os
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -161,8 +161,7 @@ class SentenceEncoder(nn.Module):
         encoder = cls(
             backbone, pooler=choice.train_pooler, mlp_only_train=choice.mlp_only_train, mlm=mlm, tie_mlm=tie_mlm
         )
-        if choice.eval_pooler is not None:
-            encoder.eval_pooler = choice.eval_pooler
+        encoder.eval_pooler = choice.eval_pooler
         if encoder.head is not None and head == "load":
             encoder.head.load_state_dict(extra.head)
         if encoder.mlm_head is not None and extra.mlm is not None:
@@ -227,10 +226,11 @@ class SentenceEncoder(nn.Module):
         *,
         all_layers: bool = False,
     ) -> tuple[Tensor, ...] | Tensor:
-        """The backbone's last layer `(rows, seq, hidden)`, or with `all_layers` the tuple of all of them, embeddings
-        first.""" if input_ids.shape[1] > self.max_length:
+        """The backbone's last layer `(rows, seq, hidden)`, or with `all_layers` the tuple of all, embeddings first."""
+        if input_ids.shape[1] > self.max_length:
             raise InputError(
-                f"a sequence of {input_ids.shape[1]} tokens is longer than the model's {self.max_length} positions: truncate it"
+                f"a sequence of {input_ids.shape[1]} tokens is longer than the model's {self.max_length} positions: "
+                "truncate it"
             )
         extra = {}
         if token_type_ids is not None and getattr(self.config, "type_vocab_size", 0) > 1:
@@ -244,11 +244,11 @@ class SentenceEncoder(nn.Module):
         return output.hidden_states if all_layers else output.last_hidden_state
 
     def check_tokenizer(self, tokenizer: PreTrainedTokenizerBase, *, mlm: bool = False) -> None:
-        """Raise InputError where the tokenizer has ids without an embedding, no padding token, or, for MLM, no mask
-        token.""" if len(tokenizer) > self.config.vocab_size:
+        """Raise InputError for ids without an embedding, no padding token, or, with `mlm`, no mask token."""
+        if len(tokenizer) > self.config.vocab_size:
             raise InputError(
-                f"the tokenizer has {len(tokenizer)} tokens, but the model has embeddings for {self.config.vocab_size}: "
-                "they do not belong together"
+                f"the tokenizer has {len(tokenizer)} tokens, but the model has embeddings for "
+                f"{self.config.vocab_size}: they do not belong together"
             )
         if tokenizer.pad_token_id is None:
             raise InputError(
@@ -279,7 +279,7 @@ class SentenceEncoder(nn.Module):
             if tokenizer is not None:
                 tokenizer.save_pretrained(temporary)
             for file in sorted(Path(temporary).iterdir(), key=lambda file: file.name == "config.json"):
-                os.replace(file, folder / file.name)
+                file.replace(folder / file.name)
         return folder
 
     def _check_pooler(self, field: str, pooler: str) -> None:
@@ -289,8 +289,8 @@ class SentenceEncoder(nn.Module):
             raise InputError(str(error).replace("pooler", field, 1)) from None
         if self.is_decoder and pooler in ("cls", "cls_before_pooler"):
             raise InputError(
-                f"{field} is {pooler!r} with model type {self.config.model_type!r}: attention is causal, so the first token "
-                "has seen nothing of the sentence; use avg or last"
+                f"{field} is {pooler!r} with model type {self.config.model_type!r}: attention is causal, so the first "
+                "token has seen nothing of the sentence; use avg or last"
             )
 
     def _new_mlm_head(self, tied: bool) -> MaskedLMHead:
@@ -298,13 +298,14 @@ class SentenceEncoder(nn.Module):
             raise InputError(
                 f"mlm is on with model type {self.config.model_type!r}, but has a head for {', '.join(MLM_TYPES)} only"
             )
-        head = MaskedLMHead(self.config, tied=tied)
-        return head
+        return MaskedLMHead(self.config, tied=tied)
 
 
+@dataclass(frozen=True)
 class _Poolers:
-    def __init__(self, train_pooler: str, mlp_only_train: bool, eval_pooler: str | None = None):
-        self.train_pooler, self.mlp_only_train, self.eval_pooler = train_pooler, mlp_only_train, eval_pooler
+    train_pooler: str
+    mlp_only_train: bool
+    eval_pooler: str
 
 
 def _choose_poolers(
@@ -312,23 +313,31 @@ def _choose_poolers(
 ) -> _Poolers:
     """The rule of `from_pretrained`'s docstring."""
     if pooler is not None:
-        return _Poolers(pooler, bool(mlp_only_train))
+        return _derived(pooler, mlp_only_train)
     if saved := getattr(config, "simcse", None):
-        only_train = saved.get("mlp_only_train", False) if mlp_only_train is None else mlp_only_train
-        return _Poolers(saved["train_pooler"], only_train, saved["eval_pooler"])
-    if declared := checkpoints.sentence_transformers_pooler(path):
-        return _Poolers(declared, bool(mlp_only_train))
-    if config.model_type in checkpoints.DECODERS:
-        return _Poolers("avg", bool(mlp_only_train))
-    only_train = "unsup" in path if mlp_only_train is None else mlp_only_train
-    if only_train and not has_head:
-        return _Poolers("cls_before_pooler", False)
-    return _Poolers("cls", only_train)
+        chosen = _Poolers(saved["train_pooler"], saved["mlp_only_train"], saved["eval_pooler"])
+        if mlp_only_train is not None:
+            chosen = _derived(chosen.train_pooler, mlp_only_train)
+    elif declared := checkpoints.sentence_transformers_pooler(path):
+        chosen = _derived(declared, mlp_only_train)
+    elif config.model_type in checkpoints.DECODERS:
+        chosen = _derived("avg", mlp_only_train)
+    else:
+        chosen = _derived("cls", "unsup" in path if mlp_only_train is None else mlp_only_train)
+    if chosen.train_pooler == "cls" and chosen.eval_pooler != "cls" and not has_head:
+        return _derived(
+            chosen.eval_pooler, False
+        )  # evaluating it takes no head, so a missing one is no reason to refuse
+    return chosen
+
+
+def _derived(pooler: str, mlp_only_train: bool | None) -> _Poolers:
+    return _Poolers(pooler, bool(mlp_only_train), "cls_before_pooler" if mlp_only_train else pooler)
 
 
 def _no_head_message(what: str) -> str:
     return (
-        f"pooler is 'cls', but {what} has no pooler weights: its tanh head would be random, and its scores meaningless; "
+        f"pooler is 'cls', but {what} has no pooler weights: its tanh head would be random and its scores meaningless; "
         "use pooler=cls_before_pooler or avg, or head=random to train a new head"
     )
 

@@ -137,8 +137,8 @@ class ContrastiveModel(nn.Module):
     def mlm_loss(
         self, mlm_input_ids: Tensor, attention_mask: Tensor, labels: Tensor, token_type_ids: Tensor | None = None
     ) -> Tensor:
-        """Mean cross-entropy over this process's masked positions; all arguments `(batch, num_sent, seq)` (SimCSE,
-        appendix D).""" chunks = run_in_chunks(
+        """Mean cross-entropy over this process's masked positions (SimCSE, appendix D); inputs as in `forward`."""
+        chunks = run_in_chunks(
             self._mlm_sum,
             [_as_rows(tensor) for tensor in (mlm_input_ids, token_type_ids, labels)],
             _as_rows(attention_mask),
@@ -201,7 +201,7 @@ class ContrastiveModel(nn.Module):
             raise InputError(f"input_ids must be (batch, num_sent >= 2, seq), but is {tuple(input_ids.shape)}")
         if self.objective["hard_negative_weight"] and input_ids.shape[1] == 2:
             raise InputError(
-                f"hard_negative_weight is {self.objective['hard_negative_weight']}, but the data has no hard negatives: "
+                f"hard_negative_weight is {self.objective['hard_negative_weight']}, but there are no hard negatives: "
                 "give a third column, or set hard_negative_weight to 0"
             )
         if self.mlm_weight and self.training and (mlm_input_ids is None or mlm_labels is None):
