@@ -1,0 +1,370 @@
+"""`python -m simcse.plan gpu=H100`: what the paper-scale experiments download, compute, hold in memory and take, and
+what this machine lacks for them. Everything but the parameter counts is an estimate, from these formulas:
+
+    tokens   examples x sentences per example x max_length x epochs: an upper bound (the released sentences average
+             about 25 tokens of the 32; padding to the longest row of a batch is nearer to the bound than to that)
+    FLOPs    6 x N x tokens, N = parameters of the transformer blocks (embedding look-ups cost nothing; attention scores
+             add < 1% at 32 tokens); the auxiliary MLM runs the encoder and a vocabulary-sized head once more; gradient
+             caching adds a forward pass (8 instead of 6); every dev evaluation is 2 x N x tokens
+    memory   16 bytes per parameter (fp32 weights, gradients, Adam's two moments) + 2 per block parameter (the bf16 copy
+             autocast makes) + activations of one forward pass, 34 bytes x hidden per token and layer (Korthikanti et
+             al., 2022, with fused attention) + the logits; the MLM head adds 6 bytes x vocabulary per masked token
+    hours    FLOPs / (the GPU's dense bf16 peak x utilisation). 0.25 is assumed: batches of 64 short sentences leave a
+             large GPU waiting for kernel launches; large batches do better. Start-up and final tests are not counted.
+
+Experiments and their settings are read from configs/experiment, so the plan is of what would run.
+"""
+
+import contextlib
+import itertools
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+from rich.table import Table
+
+from shared import InputError, hub
+from shared.launch import entrypoint
+from shared.results import write_atomic
+from shared.sources import human_bytes, sources
+
+CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+DEV_SENTENCES = 3_833  # distinct sentences of STS-B dev and SICK-R trial
+MLM_TARGETS = 0.15
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """Dimensions of a pre-trained encoder, as in its published configuration."""
+
+    vocab_size: int
+    max_positions: int
+    token_types: int
+    hidden: int
+    layers: int
+
+    @property
+    def block_parameters(self) -> int:
+        """All transformer blocks: attention, a feed-forward of 4 x hidden, two LayerNorms each."""
+        h = self.hidden
+        return self.layers * (4 * (h * h + h) + (4 * h * h + 4 * h) + (4 * h * h + h) + 4 * h)
+
+    @property
+    def parameters(self) -> int:
+        """The encoder without a pooling head."""
+        embeddings = (self.vocab_size + self.max_positions + self.token_types) * self.hidden + 2 * self.hidden
+        return embeddings + self.block_parameters
+
+
+ENCODERS = {
+    "bert-base-uncased": Encoder(30_522, 512, 2, 768, 12),
+    "bert-large-uncased": Encoder(30_522, 512, 2, 1024, 24),
+    "roberta-base": Encoder(50_265, 514, 1, 768, 12),
+    "roberta-large": Encoder(50_265, 514, 1, 1024, 24),
+}
+
+# Training examples per data source, in sentences each; counts as the paper or the release gives them.
+DATA = {
+    "wiki1m": (1_000_000, 2),
+    "nli": (275_601, 3),
+    "nli_entailment": (314_000, 2),
+    "nli_neutral": (314_000, 2),
+    "nli_contradiction": (314_000, 2),
+    "nli_all": (942_000, 2),
+    "nli_anli": (327_601, 3),
+    "nli_neutral_negatives": (275_601, 4),
+    "qqp": (134_000, 2),
+    "flickr30k": (318_000, 2),
+    "paranmt": (5_000_000, 2),
+}
+
+
+@dataclass(frozen=True)
+class GPU:
+    """Dense bf16 (fp16 where there is no bf16) tensor peak in TFLOP/s with fp32 accumulation, memory in GB."""
+
+    tflops: float
+    memory_gb: float
+
+
+GPUS = {
+    "V100": GPU(125, 32),
+    "RTX3090": GPU(71, 24),
+    "RTX4090": GPU(165, 24),
+    "L4": GPU(121, 24),
+    "L40S": GPU(362, 48),
+    "A100": GPU(312, 80),
+    "H100": GPU(989, 80),
+    "H200": GPU(989, 141),
+    "B200": GPU(2250, 180),
+}
+
+
+@dataclass
+class Plan:
+    """One experiment file: `runs` runs (a sweep has several), summed; memory is that of its largest run, in bytes."""
+
+    experiment: str
+    model: str
+    runs: int = 0
+    tokens: float = 0.0
+    flops: float = 0.0
+    memory: float = 0.0
+    hours: float = 0.0
+    needs: set[str] = field(default_factory=set)
+    names: list[str] = field(default_factory=list)
+    lacks: list[str] = field(default_factory=list)
+
+
+# -------------------------------------------------------------------------------------------- reading the experiments
+
+
+@contextlib.contextmanager
+def _composing() -> Iterator[None]:
+    """Inside an entrypoint Hydra is set up already; elsewhere it is for the time of the call."""
+    if GlobalHydra.instance().is_initialized():
+        yield
+    else:
+        with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
+            yield
+
+
+def experiment_files() -> list[str]:
+    """The names of the experiment files, in alphabetical order."""
+    return sorted(path.stem for path in (CONFIGS / "experiment").glob("*.yaml"))
+
+
+def runs_of(experiment: str, overrides: tuple[str, ...] = ()) -> list[DictConfig]:
+    """The configuration of every run of an experiment file: one, or one per point of its sweep."""
+    base = [f"experiment={experiment}", *overrides]
+    with _composing():
+        whole = hydra.compose("config", base, return_hydra_config=True)
+        sweep = OmegaConf.to_container(whole.hydra.sweeper, resolve=False).get("params") or {}
+        if not sweep or whole.scale != "paper":
+            return [whole]
+        parser = OverridesParser.create()
+        axes = []
+        for key, choices in sweep.items():
+            (override,) = parser.parse_overrides([f"{key}={choices}"])
+            values = override.sweep_string_iterator() if override.is_sweep_override() else [choices]
+            axes.append([f"{key}={value}" for value in values])
+        return [hydra.compose("config", [*base, *point]) for point in itertools.product(*axes)]
+
+
+# --------------------------------------------------------------------------------------------------------- estimating
+
+
+def estimate(cfg: DictConfig, processes: int = 1) -> dict[str, float]:
+    """Tokens, FLOPs and the memory of one process for one run; formulas at the top of this file.
+
+    Raises:
+        InputError: a model or data source whose size is not known here.
+    """
+    if cfg.model not in ENCODERS:
+        raise InputError(f"model={cfg.model}: its dimensions are not listed; known: {', '.join(ENCODERS)}")
+    if cfg.data.source not in DATA:
+        raise InputError(f"data={cfg.data.source}: its size is not listed; known: {', '.join(DATA)}")
+    encoder = ENCODERS[cfg.model]
+    examples, sentences = DATA[cfg.data.source]
+    examples = min(examples, *(int(n) for n in (cfg.data.sample, cfg.data.max_examples) if n), examples)
+    if cfg.data.columns:
+        sentences = 2 if cfg.data.columns == 1 else min(sentences, int(cfg.data.columns))
+    tokens = examples * sentences * cfg.data.max_length * cfg.optim.num_train_epochs
+    block, hidden = encoder.block_parameters, encoder.hidden
+    vocabulary = encoder.vocab_size * hidden
+    flops = (8 if cfg.compute.grad_cache_chunk else 6) * block * tokens
+    if cfg.loss.mlm:
+        flops += 6 * tokens * (block + MLM_TARGETS * vocabulary)
+    if cfg.eval.steps:
+        steps = examples * cfg.optim.num_train_epochs / cfg.batch_size
+        flops += steps // cfg.eval.steps * 2 * block * DEV_SENTENCES * cfg.data.max_length
+
+    examples_here = cfg.batch_size / processes
+    examples_here = min(examples_here, cfg.forward_batch_size or examples_here)
+    rows = examples_here * sentences
+    held = min(rows, cfg.compute.grad_cache_chunk or rows) * cfg.data.max_length
+    parameters = encoder.parameters * cfg.encoders + hidden * hidden + hidden
+    activations = 34 * hidden * encoder.layers * held
+    if cfg.loss.mlm:
+        parameters += vocabulary + encoder.vocab_size + hidden * hidden + 4 * hidden
+        activations += 34 * hidden * encoder.layers * held + 6 * encoder.vocab_size * MLM_TARGETS * held
+    logits = 3 * 4 * cfg.batch_size * cfg.batch_size * (sentences - 1)
+    return {
+        "tokens": float(tokens),
+        "flops": float(flops),
+        "memory": 16.0 * parameters + 2.0 * block * cfg.encoders + activations + logits,
+    }
+
+
+def needed_sources(cfg: DictConfig) -> set[str]:
+    """Names of what a run reads: its model, its training data, the evaluation sets."""
+    needs = {cfg.model, cfg.data.source, "senteval"}
+    if cfg.augment.kind == "mlm":
+        needs.add(cfg.augment.mlm_model)
+    return needs
+
+
+def plan_experiment(experiment: str, configs: list[DictConfig], gpu: GPU, utilisation: float, processes: int) -> Plan:
+    """The plan of one experiment file, from the configurations of its runs."""
+    plan = Plan(experiment, configs[0].model)
+    for cfg in configs:
+        one = estimate(cfg, processes)
+        plan.runs += 1
+        plan.names.append(cfg.experiment)
+        plan.tokens += one["tokens"]
+        plan.flops += one["flops"]
+        plan.memory = max(plan.memory, one["memory"])
+        plan.needs |= needed_sources(cfg)
+    plan.hours = plan.flops / (gpu.tflops * 1e12 * utilisation * processes) / 3600
+    return plan
+
+
+# --------------------------------------------------------------------------------------------------- what is at hand
+
+
+def availability(paper: str, names: set[str]) -> dict[str, str | None]:
+    """For each needed source: None if it is on this machine (mirror or cache), else what would have to be done."""
+    known = sources(paper)
+    before = os.environ.get("HF_HUB_OFFLINE")
+    os.environ["HF_HUB_OFFLINE"] = "1"  # a plan looks, it downloads nothing
+    try:
+        return {name: _missing(paper, name, known) for name in sorted(names)}
+    finally:
+        if before is None:
+            del os.environ["HF_HUB_OFFLINE"]
+        else:
+            os.environ["HF_HUB_OFFLINE"] = before
+
+
+def _missing(paper: str, name: str, known: dict[str, Any]) -> str | None:
+    if name not in known:
+        return "no download listed: prepare the file and give data.path"
+    try:
+        hub.locate(paper, name)
+    except hub.NotAvailable:
+        origin = known[name].origin
+        return f"{human_bytes(known[name].bytes)} from {origin}: make mirror-{paper} ARGS={name}"
+    return None
+
+
+def machine_lacks(gpu_name: str, processes: int, download: int) -> list[str]:
+    """What this machine lacks in general: the GPUs, disk for the downloads."""
+    import torch
+
+    lacks = []
+    here = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if here < processes:
+        lacks.append(f"GPU: {here} here, {processes} x {gpu_name} planned")
+    free = shutil.disk_usage(Path.home()).free
+    if free < 2 * download:  # an archive lies beside what is unpacked from it
+        lacks.append(f"disk: {human_bytes(free)} free, {human_bytes(2 * download)} wanted for the downloads")
+    return lacks
+
+
+# -------------------------------------------------------------------------------------------------------------- output
+
+
+def print_plan(plans: list[Plan], missing: dict[str, str | None], general: list[str], cfg: DictConfig) -> None:
+    """The table, what is missing, and the assumptions."""
+    console = Console()
+    title = f"scale paper on {cfg.gpus} x {cfg.gpu}, estimated at {cfg.utilisation:.0%} of peak"
+    table = Table(title=title, title_justify="left")
+    table.add_column("experiment", overflow="fold")
+    for name in ("runs", "tokens <=", "FLOP", "GPU memory", "hours"):
+        table.add_column(name, justify="right")
+    table.add_column("missing here", overflow="fold")
+    for plan in plans:
+        table.add_row(
+            plan.experiment,
+            str(plan.runs),
+            f"{plan.tokens / 1e6:,.0f} M",
+            f"{plan.flops:.1e}",
+            f"{plan.memory / 1e9:.1f} GB",
+            f"{plan.hours:.2f}",
+            ", ".join(plan.lacks) or "nothing",
+        )
+    hours, flops = sum(plan.hours for plan in plans), sum(plan.flops for plan in plans)
+    table.add_section()
+    runs = sum(plan.runs for plan in plans)
+    table.add_row("all", str(runs), "", f"{flops:.1e}", "", f"{hours:.1f}", "")
+    console.print(table)
+    for line in general:
+        console.print(f"  lacking: {line}", style="yellow", highlight=False)
+    for name, what in missing.items():
+        if what:
+            console.print(f"  missing: {name}: {what}", style="yellow", highlight=False, soft_wrap=True)
+    console.print(
+        "Estimates: tokens are an upper bound, FLOP = 6 x block parameters x tokens (+ evaluation, MLM), memory = 16 "
+        "bytes per parameter + activations, hours = FLOP / (peak x utilisation). One seed each; see simcse/plan.py.",
+        style="dim",
+        soft_wrap=True,
+    )
+
+
+def as_json(plans: list[Plan], missing: dict[str, str | None], general: list[str], cfg: DictConfig) -> str:
+    """The plan as JSON, with the assumptions it rests on."""
+    rows = [{**asdict(plan), "needs": sorted(plan.needs)} for plan in plans]
+    assumptions = {"gpu": cfg.gpu, **asdict(GPUS[cfg.gpu]), "gpus": cfg.gpus, "utilisation": cfg.utilisation}
+    missing = {name: what for name, what in missing.items() if what}
+    whole = {"estimates": rows, "assumptions": assumptions, "missing": missing, "machine_lacks": general}
+    return json.dumps(whole, indent=1) + "\n"
+
+
+def make_plan(cfg: DictConfig) -> tuple[list[Plan], dict[str, str | None], list[str]]:
+    """All plans, what is missing of their sources, and what the machine lacks.
+
+    Raises:
+        InputError: an unknown GPU or experiment, or a number outside its range.
+    """
+    if cfg.gpu not in GPUS:
+        raise InputError(f"gpu={cfg.gpu} is not listed; known: {', '.join(GPUS)}")
+    if not 0 < cfg.utilisation <= 1:
+        raise InputError(f"utilisation={cfg.utilisation}: give a fraction of the peak in (0, 1]")
+    if cfg.gpus < 1:
+        raise InputError(f"gpus={cfg.gpus}: give at least 1")
+    names = experiment_files() if cfg.experiments is None else list(cfg.experiments)
+    if unknown := sorted(set(names) - set(experiment_files())):
+        known = ", ".join(experiment_files())
+        raise InputError(f"experiments: there is no {', '.join(unknown)}; there are {known}")
+    configs = {name: runs_of(name) for name in names}
+    paper_scale = {name: runs for name, runs in configs.items() if runs[0].scale == "paper"}
+    if cfg.experiments is not None and len(paper_scale) < len(names):
+        raise InputError(f"experiments: {', '.join(sorted(set(names) - set(paper_scale)))} is not of scale paper")
+    plans = [
+        plan_experiment(name, runs, GPUS[cfg.gpu], cfg.utilisation, cfg.gpus) for name, runs in paper_scale.items()
+    ]
+    missing = availability(cfg.paper, set().union(*(plan.needs for plan in plans)))
+    for plan in plans:
+        plan.lacks = [name for name in sorted(plan.needs) if missing[name]]
+        if plan.memory > GPUS[cfg.gpu].memory_gb * 1e9:
+            plan.lacks.append(f"memory of {cfg.gpu} (set compute.grad_cache_chunk)")
+    known = sources(cfg.paper)
+    download = sum(known[name].bytes or 0 for name, what in missing.items() if what and name in known)
+    return plans, missing, machine_lacks(cfg.gpu, cfg.gpus, download)
+
+
+@entrypoint(config_path="../configs", config_name="plan")
+def main(cfg: DictConfig) -> None:
+    plans, missing, general = make_plan(cfg)
+    text = as_json(plans, missing, general, cfg)
+    if cfg.output == "json":
+        print(text, end="")
+    elif cfg.output == "table":
+        print_plan(plans, missing, general, cfg)
+    else:
+        raise InputError(f"output={cfg.output}: give table or json")
+    if cfg.output_dir is not None:
+        write_atomic(Path(cfg.output_dir).expanduser() / "plan.json", text)
+
+
+if __name__ == "__main__":
+    main()
