@@ -365,14 +365,16 @@ def build(root: Path, runs: Path, out: Path) -> list[str]:
 
 
 def main() -> None:
-    from shared.training import runs_root
-
     parser = argparse.ArgumentParser(prog="python -m shared.report", description="The report page and README tables.")
     parser.add_argument("--root", type=Path, default=project_root(), help="the folder that holds the papers' folders")
     parser.add_argument("--runs", type=Path, default=None, help="where results are (default: runs/, or $REPRO_RUNS)")
     parser.add_argument("--out", type=Path, default=None, help="the page to write (default: <runs>/report.html)")
     arguments = parser.parse_args()
-    runs = arguments.runs or runs_root()
+    runs = arguments.runs
+    if runs is None:
+        from shared.training import runs_root  # late: it imports transformers (seconds)
+
+        runs = runs_root()
     out = arguments.out or runs / "report.html"
     console = Console(stderr=True, soft_wrap=True)
     problems = build(arguments.root, runs, out)
