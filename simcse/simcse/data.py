@@ -102,7 +102,8 @@ def _read_file(path: Path) -> Examples:
     extension = path.suffix.lower()
     if extension not in EXTENSIONS:
         raise InputError(
-            f"training file {path.name} has the extension {extension or '(none)'!r}. Use one of {', '.join(EXTENSIONS)}."
+            f"training file {path.name} has the extension {extension or '(none)'!r}. "
+            f"Use one of {', '.join(EXTENSIONS)}."
         )
     text = _decode(path)
     if not text.strip():
