@@ -26,26 +26,7 @@ MIN_WORDS = 20
 MIN_DOCSTRING_SHARE = 0.05
 MAX_FILE_BYTES = 1_000_000
 FREQUENT_WORDS = frozenset(
-    (
-        "the",
-        "a",
-        "an",
-        "of",
-        "to",
-        "is",
-        "are",
-        "and",
-        "in",
-        "for",
-        "this",
-        "that",
-        "be",
-        "with",
-        "it",
-        "or",
-        "on",
-        "as",
-    )
+    {"the", "a", "an", "of", "to", "is", "are", "and", "in", "for", "this", "that", "be", "with", "it", "or", "on"}
 )
 
 
@@ -82,7 +63,9 @@ class Unit:
 
     @property
     def rank(self) -> bytes:
-        return hashlib.blake2b(f"{self.kind}\0{self.package}\0{self.relative}".encode(), digest_size=16).digest()
+        """What orders the corpus: the same on every machine, and unrelated to what is in the file."""
+        name = f"{self.kind}\0{self.package}\0{self.relative}".encode("utf-8", "surrogatepass")
+        return hashlib.blake2b(name, digest_size=16).digest()
 
     def origin(self, fragment: str = "") -> str:
         if self.url:
@@ -91,6 +74,7 @@ class Unit:
 
 
 def extract(task: list[Unit]) -> tuple[list[Document], np.ndarray]:
+    """The documents of some files, and their MinHash band keys `(documents, 16)` (`shared.duplicates.signatures`)."""
     found, found_words = [], []
     collecting = gc.isenabled()
     gc.disable()

@@ -18,14 +18,15 @@ Files up to 64 MB are hashed each time they are located (about 0.1 s at worst), 
 that exist only as `pytorch_model.bin` say so in sources.yaml and are read by `torch.load(weights_only=True)`.
 """
 
-import fnmatch
 import functools
 import hashlib
+import http.client
 import importlib.util
 import json
 import logging
 import os
 import sys
+import threading
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -115,18 +116,14 @@ def is_complete(path: Path, wanted: Source) -> bool:
         if shards.is_file():
             weights = set(json.loads(shards.read_text("utf-8"))["weight_map"].values())
             return (path / "config.json").is_file() and all((path / name).is_file() for name in weights)
-        return (path / "config.json").is_file() and any(_matching(path, ("*.safetensors", "*.bin")))
+        return (path / "config.json").is_file() and _has(path, "*.safetensors", "*.bin")
     if wanted.kind == "archive":
         return all((path / target).exists() for target in wanted.unpack.values())
-    return all(any(_matching(path, (pattern,))) for pattern in wanted.files)
+    return all(_has(path, pattern) for pattern in wanted.files)
 
 
-def _matching(folder: Path, patterns: tuple[str, ...]) -> list[Path]:
-    return [
-        path
-        for path in sorted(folder.rglob("*"))
-        if path.is_file() and any(fnmatch.fnmatch(path.relative_to(folder).as_posix(), pattern) for pattern in patterns)
-    ]
+def _has(folder: Path, *patterns: str) -> bool:
+    return any(path.is_file() for pattern in patterns for path in folder.glob(pattern))
 
 
 def sha256_of(path: Path) -> str:
@@ -243,12 +240,21 @@ def unreachable(url: str) -> str | None:
 
 @functools.lru_cache
 def _probe(origin: str) -> str | None:
+    answers: list[str | None] = []
+    # In a thread that may be left behind: looking up a name has no time-out of its own.
+    asking = threading.Thread(target=lambda: answers.append(_ask(origin)), daemon=True)
+    asking.start()
+    asking.join(PROBE_SECONDS)
+    return answers[0] if answers else f"no answer within {PROBE_SECONDS:g} s"
+
+
+def _ask(origin: str) -> str | None:
     request = urllib.request.Request(origin, method="HEAD", headers={"User-Agent": "shared.hub"})
     try:
         urllib.request.urlopen(request, timeout=PROBE_SECONDS).close()
     except urllib.error.HTTPError as error:  # an answer, whatever it says
         error.close()
-    except OSError as error:
+    except (OSError, http.client.HTTPException) as error:
         return f"not reachable ({getattr(error, 'reason', None) or error})"
     return None
 

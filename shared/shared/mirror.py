@@ -369,8 +369,18 @@ def fill(wanted: list[Source], root: Path) -> int:
 def _show_plan(wanted: list[Source], root: Path) -> None:
     print(f"into {root}")
     for entry in wanted:
-        size = "there" if hub.within(root, entry) else human_bytes(entry.bytes)
+        size = "there" if hub.within(root, entry) else human_bytes(_size(entry, root))
         print(f"  {entry.name:<32} {size:>12}  {entry.origin}\n{'':47}licence: {entry.licence}")
+
+
+def _size(entry: Source, root: Path) -> int | None:
+    """What is to be downloaded, in bytes: from sources.yaml, else from the hub where it answers."""
+    if entry.bytes is not None or entry.repo is None or hub.unreachable(hub.endpoint()):
+        return entry.bytes
+    try:
+        return sum(file.size or 0 for file in listing(entry, _held_revision(entry, root))[1])
+    except InputError:  # told when it is fetched
+        return None
 
 
 def _room_for(wanted: list[Source], root: Path) -> None:

@@ -88,7 +88,8 @@ def fill(folder: Path, shuffle: int = 0) -> Site:
     site.install("vendoring", copies)
     guide = f"# How to keep things\n\nThings are kept. {BODY.format(thing='guides')}\n"
     site.install("manual", {"manual/guide.md": guide, "manual/.agent/SKILL.md": guide})
-    page = f"<html><script>var x;</script><h1>Pages</h1><p>{BODY.format(thing='pages')}</p></html>"
+    page = "<html><script>var x;</script><h1>Pages</h1><p>A page is read from top to bottom. Whoever opens it in a "
+    page += "browser sees the headings first, and then as much of the rest as there is time for on that day.</p></html>"
     site.install("page", {"page/index.html": page})
     return site
 

@@ -3,12 +3,14 @@
 import hashlib
 import io
 import json
+import re
+import socket
 import tarfile
 from pathlib import Path
 
 import pytest
 
-from shared import InputError, transfer
+from shared import InputError, hub, transfer
 from shared.sources import Source
 
 BIG = bytes(range(256)) * 400  # 102,400 bytes: stored as a large file, stated by sha256
@@ -86,7 +88,8 @@ def test_mirror_brings_every_kind_of_source_and_records_commit_and_digests(toy, 
     assert record["big"]["commit"] == toy.head
     assert record["big"]["files"] == {"data/big.txt": {"bytes": len(BIG), "sha256": sha(BIG)}}
     assert not (root / ".partial").exists()
-    assert "CC0-1.0" in done.stdout and "org/data@main" in done.stdout
+    assert "licence: CC0-1.0" in done.stdout and "org/data@main" in done.stdout
+    assert re.search(r"big +102 kB", done.stdout) and re.search(r"bert +102 kB", done.stdout)
 
 
 def test_a_second_run_downloads_nothing(toy, client):
@@ -250,6 +253,14 @@ def test_mirror_without_a_place_to_put_it_is_refused(toy, client, tmp_path):
 def test_an_unreachable_hub_is_told_within_seconds(toy, client):
     done = mirror(client, "small", endpoint="http://127.0.0.1:9")
     assert done.returncode == 2 and "not reachable" in done.stderr
+
+
+def test_a_host_that_accepts_but_never_answers_costs_no_more_than_the_probe(monkeypatch):
+    monkeypatch.setattr(hub, "PROBE_SECONDS", 0.2)
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        reason = hub.unreachable(f"http://127.0.0.1:{silent.getsockname()[1]}/x")
+    assert "no answer" in reason or "timed out" in reason
 
 
 def symlink(target: str) -> tarfile.TarInfo:
