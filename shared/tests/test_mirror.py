@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from shared import InputError, hub, transfer
+from shared.mirror import command_line
 from shared.sources import Source
 
 BIG = bytes(range(256)) * 400  # 102,400 bytes: stored as a large file, stated by sha256
@@ -93,10 +94,11 @@ def test_mirror_brings_every_kind_of_source_and_records_commit_and_digests(toy, 
 
 
 def test_a_second_run_downloads_nothing(toy, client):
-    assert mirror(client).returncode == 0
-    first = toy.downloads()
-    assert mirror(client).returncode == 0
-    assert toy.downloads() == first
+    again = "from shared.mirror import command_line\nassert command_line(['mirror', 'toy']) == 0\n"
+    done = client(again * 2)
+    assert done.returncode == 0, done.stderr
+    wanted = ("big.txt", "small.txt", "all.tar", "v1.txt", "config.json", "model.safetensors")
+    assert [toy.downloads()[name] for name in wanted] == [1, 1, 1, 1, 2, 1], "two models have a config.json"
 
 
 def test_locate_uses_the_mirror_without_a_hub(toy, client, tmp_path):
@@ -127,10 +129,11 @@ def test_a_hub_id_that_is_no_source_can_be_named(toy, client):
 
 
 def test_a_model_without_safetensors_is_refused_unless_the_source_says_so(toy, client):
-    done = client("hub.model_path('org/nothing-but-bin', 'toy')")
-    assert "does not exist" in done.stderr
-    toy.repos["model", "org/nothing-but-bin"] = toy.repos["model", "org/old"]
-    assert "no safetensors" in client("hub.model_path('org/nothing-but-bin', 'toy')").stderr
+    toy.repos["model", "org/bin"] = toy.repos["model", "org/old"]
+    tries = "for name in ('org/none', 'org/bin', 'org/old'):\n try: hub.model_path(name, 'toy')\n"
+    done = client(tries + " except ValueError as error: print(error)")
+    missing, refused = done.stdout.splitlines()
+    assert "org/none does not exist" in missing and "org/bin has no safetensors" in refused
 
 
 def test_a_connection_cut_in_mid_file_is_resumed(toy, client, tmp_path):
@@ -156,17 +159,17 @@ def test_a_killed_run_goes_on_where_it_stopped(toy, client, tmp_path):
     assert ("GET", "release/v1.txt", "bytes=50000-") in toy.log
 
 
-@pytest.mark.parametrize(("name", "file"), [("big", "big.txt"), ("small", "small.txt")])
-def test_a_download_that_is_not_what_the_hub_states_is_refused(toy, client, tmp_path, name, file):
-    toy.corrupt = {file}
-    done = mirror(client, name)
+def test_a_download_that_is_not_what_the_hub_states_is_refused(toy, client, tmp_path):
+    """The large file by its sha256, the small one by its git blob id; both are downloaded anew afterwards."""
+    toy.corrupt = {"big.txt", "small.txt"}
+    done = mirror(client, "big", "small")
     assert done.returncode == 2
-    assert "expected" in done.stderr and "found" in done.stderr and file in done.stderr
-    assert not list((tmp_path / "mirror").rglob("data/big.txt")) and not list(
-        (tmp_path / "mirror").glob("toy/small.txt")
-    )
+    assert f"big.txt as downloaded: expected sha256 {sha(BIG)}, found" in done.stderr
+    assert "small.txt as downloaded: expected git blob id" in done.stderr
+    root = tmp_path / "mirror/toy"
+    assert not (root / "data/big.txt").exists() and not (root / "small.txt").exists()
     toy.corrupt = set()
-    assert mirror(client, name).returncode == 0
+    assert mirror(client, "big", "small").returncode == 0
 
 
 def test_a_digest_in_sources_yaml_is_held_to(toy, client, papers, tmp_path):
@@ -230,21 +233,23 @@ def test_a_url_that_is_not_there_is_one_message(toy, client, papers):
 
 
 @pytest.mark.parametrize(
-    ("call", "said"),
+    ("arguments", "mirror_folder", "said"),
     [
-        ("['mirror', 'nopaper']", "unknown paper 'nopaper'"),
-        ("['mirror', 'toy', 'nosource']", "no source 'nosource'"),
-        ("['mirror', '../toy']", "unknown paper"),
+        (["mirror", "nopaper"], "/tmp/x", "unknown paper 'nopaper'"),
+        (["mirror", "../toy"], "/tmp/x", "unknown paper '../toy'"),
+        (["mirror", "toy", "nosource"], "/tmp/x", "no source 'nosource'"),
+        (["mirror", "toy"], "", "set REPRO_MIRROR"),
+        (["check", "toy"], "", "set REPRO_MIRROR"),
     ],
 )
-def test_bad_commands_are_one_message_and_status_2(toy, client, call, said):
-    done = client(f"hub.main({call})")
-    assert done.returncode == 2 and said in done.stderr and "Traceback" not in done.stderr
+def test_bad_commands_are_one_message_and_status_2(toy, monkeypatch, capsys, arguments, mirror_folder, said):
+    monkeypatch.setenv("REPRO_MIRROR", mirror_folder)
+    assert command_line(arguments) == 2
+    out, err = capsys.readouterr()
+    assert said in err and err.startswith("error: ") and err.count("\n") == 1 and not out
 
 
-def test_mirror_without_a_place_to_put_it_is_refused(toy, client, tmp_path):
-    done = mirror(client, REPRO_MIRROR="")
-    assert done.returncode == 2 and "REPRO_MIRROR" in done.stderr
+def test_another_place_can_be_given(toy, client, tmp_path):
     elsewhere = str(tmp_path / "elsewhere")
     assert client(f"hub.main(['mirror', 'toy', 'small', '--to', {elsewhere!r}])", REPRO_MIRROR="").returncode == 0
     assert (tmp_path / "elsewhere/toy/small.txt").is_file()
