@@ -35,8 +35,8 @@ class EncodedRequest:
 
     @property
     def longest(self) -> int:
-        """Tokens the model must be able to hold: the prompt and the longest thing that may follow it."""
-        return len(self.input_ids) + max([self.request.max_tokens, *(len(ids) for ids in self.candidate_ids)])
+        """Positions it needs: the prompt and the longest that may follow (vLLM adds a token to a scored text)."""
+        return len(self.input_ids) + max([self.request.max_tokens, *(len(ids) + 1 for ids in self.candidate_ids)])
 
 
 def load_tokenizer(name: str, revision: str | None = None) -> PreTrainedTokenizerBase:

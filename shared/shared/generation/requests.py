@@ -27,7 +27,7 @@ class Request:
     temperature, top_p  0 is greedy. A sampled request without a `seed` gets one derived from its id and content, so
                         that neither batching nor a restart changes its draw; n samples are n requests with n ids.
     stop                strings that end the answer; they are not part of it.
-    logit_bias          {token id: added to the logit}.
+    logit_bias          {token id: added to the logit, within [-100, 100]}.
     candidates          strings to score as the continuation of the prompt: sum of log p(token | prompt, tokens before),
                         of the model itself (no temperature, no bias). Each is tokenised on its own.
     add_special_tokens  plain prompts only: whether the tokenizer adds BOS and the like. A chat template brings its own.
@@ -98,6 +98,9 @@ def _problem(request: Request) -> str | None:
         return f"temperature={request.temperature!r} must be 0 (greedy) or a positive number"
     if not 0 < request.top_p <= 1:
         return f"top_p={request.top_p!r} must lie in (0, 1]"
+    for token, bias in request.logit_bias.items():
+        if not str(token).isdigit() or not -100 <= bias <= 100:
+            return f"logit_bias {{{token!r}: {bias!r}}} must map a token id to a number in [-100, 100]"
     for name in ("stop", "candidates"):
         strings = getattr(request, name)
         if isinstance(strings, str) or not all(isinstance(s, str) and s for s in strings):

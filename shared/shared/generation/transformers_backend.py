@@ -194,7 +194,7 @@ class AnswerReader:
     """Reads one row's new tokens until an end token, a stop string or the limit; text as vLLM writes it.
 
     The text continues the prompt's: a SentencePiece word-start blank is kept, as in vLLM, where decoding the new tokens
-    alone would drop it. A stop string is cut off with all that follows; its tokens count.
+    alone would drop it. The stop string that is complete first ends it and is cut off; its tokens count.
     """
 
     def __init__(self, tokenizer: Any, item: EncodedRequest, end_tokens: frozenset[int]) -> None:
@@ -214,11 +214,12 @@ class AnswerReader:
             return True
         before = len(self.text)
         self.text += self._stream.step(self._decoder, token) or ""
-        for stop in self._request.stop:
-            at = self.text.find(stop, max(0, before - len(stop) + 1))
-            if at >= 0:
-                self.text, self.finish_reason = self.text[:at], "stop"
-                return True
+        found = [(self.text.find(stop, max(0, before - len(stop) + 1)), stop) for stop in self._request.stop]
+        found = [(at + len(stop), at) for at, stop in found if at >= 0]
+        if found:
+            _, at = min(found, key=lambda ends: ends[0])
+            self.text, self.finish_reason = self.text[:at], "stop"
+            return True
         if self.tokens >= self._request.max_tokens:
             self.finish_reason = "length"
         return self.finish_reason is not None
