@@ -113,11 +113,12 @@ class SentenceEncoder(nn.Module):
         mlp_only_train: bool = False,
         mlm: bool = False,
         tie_mlm: bool = False,
+        attention: str | None = None,
     ) -> "SentenceEncoder":
         """A randomly initialised encoder. Raises InputError on an unsupported model type or pooler."""
         checkpoints.check_model_type(config)
         backbone = AutoModel.from_config(
-            copy.deepcopy(config), attn_implementation="sdpa", **checkpoints.without_pooler(config)
+            copy.deepcopy(config), attn_implementation=attention, **checkpoints.without_pooler(config)
         )
         return cls(backbone, pooler=pooler, mlp_only_train=mlp_only_train, mlm=mlm, tie_mlm=tie_mlm)
 
@@ -132,6 +133,7 @@ class SentenceEncoder(nn.Module):
         mlm: bool = False,
         tie_mlm: bool = False,
         dtype: torch.dtype | str | None = None,
+        attention: str | None = None,
     ) -> "SentenceEncoder":
         """An encoder from a folder or hub id: anything AutoModel reads, and the authors' unconverted training
         checkpoints.
@@ -145,6 +147,7 @@ class SentenceEncoder(nn.Module):
             mlm: add the MLM head, filled from the checkpoint where it has one, else random.
             tie_mlm: its decoder is the input embeddings.
             dtype: default float32, whatever the checkpoint is stored in.
+            attention: transformers' `attn_implementation`; None is its own choice, SDPA where the model has it.
 
         Raises: InputError, also where `cls` is asked for and the checkpoint has no pooler weights.
         """
@@ -152,7 +155,7 @@ class SentenceEncoder(nn.Module):
             raise InputError(f"head is {head!r}, but must be one of {', '.join(HEADS)}")
         config = checkpoints.read_config(path_or_id)
         torch_dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype or torch.float32
-        backbone = checkpoints.load_backbone(path_or_id, config, torch_dtype)
+        backbone = checkpoints.load_backbone(path_or_id, config, torch_dtype, attention)
         extra = checkpoints.ExtraWeights(path_or_id, config, mlm=mlm)
         has_head = head == "random" or (head == "load" and extra.head is not None)
         choice = _choose_poolers(str(path_or_id), config, pooler, mlp_only_train, has_head)
