@@ -191,7 +191,7 @@ def _all_cells(tables: dict[str, dict[str, Any]]) -> Iterator[Cell]:
                     paper=None if value is None else float(value),
                     experiment=experiments[index] if isinstance(experiments, list) else experiments,
                     metric=template.format(column=key) if template else None,
-                    scale_by=table.get("scale_by", 1.0),
+                    scale_by=column.get("scale_by", table.get("scale_by", 1.0)),
                     format=table.get("format", ".2f"),
                 )
 

@@ -9,10 +9,7 @@ from matplotlib.figure import Figure
 from shared.report import build
 from shared.results import Run, over_seeds
 
-pytestmark = [
-    pytest.mark.browser,
-    pytest.mark.skipif(not (shutil.which("chromium") and shutil.which("chromedriver")), reason="no chromium here"),
-]
+pytestmark = pytest.mark.browser
 
 PAPER = """
 paper: one

@@ -109,22 +109,21 @@ def singular_values(spectra: Mapping[str, np.ndarray]) -> Figure:
     return figure
 
 
-def cosine_densities(models: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> Figure:
+def cosine_densities(models: Mapping[str, Sequence[np.ndarray]]) -> Figure:
     """Density of the cosine of STS pairs in five bins of their gold score (SimCSE, Fig. G.1).
 
     Args:
-        models: per model, (cosines (pairs,), gold scores (pairs,) from 0 to 5). A bin with fewer than 3 pairs, or with
-            one single cosine, has no density and is left out.
+        models: per model, the cosines (pairs,) of each bin, lowest gold scores first (`alignment.cosine_by_gold_bin`).
+            A bin with fewer than 3 pairs, or with one single cosine, has no density and is left empty.
     """
     from scipy.stats import gaussian_kde
 
     figure, axes = _axes(width=max(5.2, 3.6 * len(models)), height=4.6, columns=len(models), sharey=True, sharex=True)
     grid = np.linspace(-1, 1, 400)
-    lowest = min(float(np.quantile(cosines, 0.001)) for cosines, _ in models.values())
-    for ax, (name, (cosines, gold)) in zip(axes, models.items(), strict=True):
-        bins = np.minimum(np.asarray(gold, dtype=float).astype(int), 4)
-        for level in range(5):
-            inside = np.asarray(cosines, dtype=float)[bins == level]
+    levels = len(next(iter(models.values())))
+    lowest = min(float(np.quantile(np.concatenate(list(bins)), 0.001)) for bins in models.values())
+    for ax, (name, bins) in zip(axes, models.items(), strict=True):
+        for level, inside in enumerate(bins):
             if len(inside) < 3 or np.ptp(inside) == 0:
                 continue
             density = gaussian_kde(inside)(grid)
@@ -134,7 +133,7 @@ def cosine_densities(models: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> Fig
             ax.plot(grid, level + height, color=colour, linewidth=1.4)
             ax.plot([np.median(inside)] * 2, [level, level + 0.88], color=colour, linewidth=1, linestyle=":")
         ax.set(title=name, xlabel="cosine", xlim=(max(-1.0, lowest - 0.1), 1.0))
-        ax.set_yticks([level + 0.4 for level in range(5)], [f"{level}–{level + 1}" for level in range(5)])
+        ax.set_yticks([level + 0.4 for level in range(levels)], [f"{level}–{level + 1}" for level in range(levels)])
         ax.grid(False, axis="y")
     axes[0].set_ylabel("gold similarity of the pairs")
     return figure
