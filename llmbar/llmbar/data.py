@@ -86,10 +86,10 @@ def load_sets(folder: Path, names: Sequence[str]) -> Sets:
 
 
 def load_file(path: Path, set_name: str) -> list[Instance]:
-    """The instances of one file: a JSON list of objects with `input`, `output_1`, `output_2` (text) and `label` (1 or 2).
+    """The instances of one file: a JSON list of objects with texts `input`, `output_1`, `output_2` and `label` 1 or 2.
 
-    Other keys are kept in `extra`. An empty text is warned about and kept (one released instance has one). Raises InputError
-    naming file, position, field, value and fix.
+    Other keys are kept in `extra`. An empty text is warned about and kept (one released instance has one). Raises
+    InputError naming file, position, field, value and fix.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))

@@ -1,9 +1,9 @@
 """From a completion to a verdict: the three rules under which every number of LLMBar was made.
 
-A judge answers in free text; what it is taken to have said is decided by these few lines, so they are exact and stand alone.
-They are the release's rules, quirks included: the rule for "(a)" is tried before the rule for "(b)", so an answer that
-claims both counts as "(a)" (121 of ChatGPT's Swap+CoT answers do), and the full stop of "is better." is a wildcard that
-needs one character, so an answer that breaks off at "is better" has no winner.
+A judge answers in free text; what it is taken to have said is decided by these few lines, so they are exact and stand
+alone. They are the release's rules, quirks included: the rule for "(a)" is tried before the rule for "(b)", so an
+answer that claims both counts as "(a)" (121 of ChatGPT's Swap+CoT answers do), and the full stop of "is better." is a
+wildcard that needs one character, so an answer that breaks off at "is better" has no winner.
 """
 
 import re
@@ -24,7 +24,7 @@ def parse_short(text: str) -> str | None:
 
 
 def parse_verdict(text: str) -> str | None:
-    """`"1"` if the answer says "Output (a) is better" and goes on for at least one character, else `"2"` for (b), else None.
+    """`"1"` for "Output (a) is better" with at least one more character, else `"2"` for the same of (b), else None.
 
     Source: LLMBar's release, every strategy that explains before it decides.
     """
@@ -54,7 +54,7 @@ def claims_both(rule: str, text: str) -> bool:
 
 
 def last_claim(rule: str, text: str) -> str | None:
-    """The verdict named last in the answer: what another reader of the same answers might have counted (never scored)."""
+    """The verdict named last in the answer: what another reader might have counted (reported, never scored)."""
     found = [
         (match.start(), winner)
         for pattern, winner in {"short": SHORT, "verdict": VERDICT}[rule]

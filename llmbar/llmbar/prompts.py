@@ -1,7 +1,8 @@
-"""Prompts are files: filled with `str.format`, split into chat messages, and turned into one string where a model needs it.
+"""Prompts are files: filled with `str.format`, split into chat messages, made one string where a model needs it.
 
-The files are the benchmark (the three rule blocks look alike and are not the same string), so they are used byte for byte and
-never assembled. Braces inside data are safe because data are arguments of `format`, never part of the template.
+The files are the benchmark (the three rule blocks look alike and are not the same string), so they are used byte for
+byte and never assembled. Braces inside data are safe because data are arguments of `format`, never part of the
+template.
 """
 
 from __future__ import annotations
@@ -45,8 +46,8 @@ class Template:
 def read_template(folder: Path, name: str, auxiliary: int = 0) -> Template:
     """Read `folder/name` and check it: known kind, all its fields and no others, turns that end with the user.
 
-    `auxiliary` is how many texts the strategy makes beforehand: exactly `auxiliary_input_0 ... auxiliary_input_{n-1}` must
-    appear. Raises InputError naming the file, the field and the fix.
+    `auxiliary` is how many texts the strategy makes beforehand: exactly `auxiliary_input_0 ... auxiliary_input_{n-1}`
+    must appear. Raises InputError naming the file, the field and the fix.
     """
     path = folder / name
     try:
@@ -86,7 +87,7 @@ def read_templates(folder: Path, strategies: Mapping[str, Strategy]) -> dict[str
 
 
 def split_messages(filled: str) -> Messages:
-    """The filled text as chat messages: split at `<|im_start|>`, role = first line, content up to the first `<|im_end|>`."""
+    """Chat messages of a filled text: split at <|im_start|>, role = first line, content up to the first <|im_end|>."""
     messages = []
     for block in filled.strip().split(START):
         if block.strip():
@@ -101,11 +102,11 @@ def swap_letters(text: str) -> str:
 
 
 def explanations(first: Sequence[str], winners: Sequence[str], swapped: bool) -> tuple[str, str]:
-    """(explanation_1, explanation_2) for the second stage in one order (LLMBar, section 4.2, "Swap and Synthesize").
+    """(explanation_1, explanation_2) for the second stage in one order (LLMBar, "Swap and Synthesize").
 
     first: the first stage's two texts (given order, swapped order); winners: what they voted for, one "1" and one "2".
-    Each text is used as it is if it was written under the order now asked, else with its letters exchanged; explanation_1 is
-    the one that votes for the output now shown as (a).
+    Each text is used as it is if it was written under the order now asked, else with its letters exchanged;
+    explanation_1 is the one that votes for the output now shown as (a).
     """
     by_vote = {
         vote: text if (order == 1) == swapped else swap_letters(text)
@@ -119,7 +120,7 @@ def sha256_16(filled: str) -> str:
     return hashlib.sha256(filled.encode("utf-8")).hexdigest()[:16]
 
 
-# ----------------------------------------------------------------------------- messages -> one string, per family of models
+# ------------------------------------------------------------------------- messages -> one string, per family of models
 
 
 def llama2_chat(messages: Messages) -> str:
@@ -145,6 +146,14 @@ def palm_text(messages: Messages) -> str:
             "few-shot strategies need a judge with chat turns"
         )
     return f"{messages[0]['content']}\n\n{messages[1]['content']}"
+
+
+def merge_system(messages: Messages) -> Messages:
+    """The system text put before the first user message, for chat templates that refuse a system message (Gemma 2)."""
+    if messages[0]["role"] != "system":
+        return messages
+    first = {"role": "user", "content": f"{messages[0]['content']}\n\n{messages[1]['content']}"}
+    return [first, *messages[2:]]
 
 
 CHAT_FORMATS: dict[str, Callable[[Messages], str]] = {

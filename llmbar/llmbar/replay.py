@@ -1,16 +1,16 @@
 """Re-scoring recorded judgements without any model: one streaming pass over a gzipped JSONL file.
 
-Winners are not stored in such a file; they follow from the texts by the rules of `parsing` and `scores`, so every number can
-be traced to the sentence that made it. The pass keeps two winners per instance and never a text: memory is that of the
-instances, whatever the size of the file. Two things are checked on the way, because a file that breaks them was not made by
-the protocol: a second stage is there if and only if the first stage's orders disagree, and its prompt, rebuilt from the data
-and the first stage's texts, hashes to the recorded digest.
+Winners are not stored in such a file; they follow from the texts by the rules of `parsing` and `scores`, so every
+number can be traced to the sentence that made it. The pass keeps two winners per instance and never a text: memory is
+that of the instances, whatever the size of the file. Two things are checked on the way, because a file that breaks
+them was not made by the protocol: a second stage is there if and only if the first stage's orders disagree, and its
+prompt, rebuilt from the data and the first stage's texts, hashes to the recorded digest.
 
-A line (the format in which our own runs are written too):
-    {"set": "LLMBar/Natural", "i": 0, "strategy": "CoT", "aux": [[text, finish], ...], "stages": [{"out": [[text, finish],
-     [text, finish]], "prompt_sha256": [hex, hex]}, ...]}           comparison: given order, then swapped order
-    {..., "scores": [[text, finish], [text, finish]]}               rating: output_1, then output_2
-    {..., "values": [number, number]}                               a judge that gives each output a number (reward model, ...)
+A line (the format in which our own runs are written too) has `set`, `i`, `strategy` and one of
+    "stages": [{"out": [[text, finish], [text, finish]], "prompt_sha256": [hex, hex]}, ...]   given, swapped order
+    "scores": [[text, finish], [text, finish]]                                                output_1, output_2
+    "values": [number, number]                      a judge that gives each output a number (a reward model, a length)
+and, where the strategy makes helper texts, "aux": [[text, finish], ...].
 """
 
 from __future__ import annotations
@@ -25,10 +25,11 @@ from pathlib import Path
 from typing import Any
 
 from llmbar.data import HOUSE, RELEASED, Instance, Sets, group
-from llmbar.parsing import COMPARISON_RULES, claims_both, last_claim, parse_rating
-from llmbar.prompts import Template, explanations, sha256_16
-from llmbar.scores import Cell, compare, mirror, score
-from llmbar.strategies import Stage, Strategy
+from llmbar.parsing import claims_both, last_claim, parse_rating
+from llmbar.prompts import Template, sha256_16
+from llmbar.scores import Cell, compare, score
+from llmbar.stages import Verdict, needs_second_stage, read_stage, second_stage_prompts
+from llmbar.strategies import Strategy
 from shared import InputError
 
 # Judges that value each output on its own; they have no prompting strategy, so their kind stands in its place.
@@ -47,6 +48,7 @@ class Tally:
     given: list[str | None] = field(default_factory=list)
     swapped: list[str | None] = field(default_factory=list)
     answers: int = 0  # answers read for the verdict: two per instance
+    rated: int = 0  # ... of which are ratings
     unparsed: int = 0  # answers without a winner
     unparsed_ratings: int = 0  # ratings that are no integer; the pair then counts like a tie, so it does have winners
     first: int = 0  # parsed answers that chose what stood first in the prompt
@@ -113,8 +115,9 @@ class Rules:
 def replay(path: Path, sets: Sets, rules: Rules, allow_partial: bool = False) -> Replay:
     """Score a recorded file on the given sets.
 
-    Raises InputError naming the line, the field and the fix for anything that is not a judgement of these sets, and, unless
-    `allow_partial`, for a (strategy, set) of which instances are missing: an average over fewer is another number.
+    Raises InputError naming the line, the field and the fix for anything that is not a judgement of these sets, and,
+    unless `allow_partial`, for a (strategy, set) of which instances are missing: an average over fewer is another
+    number.
     """
     result = Replay(rules.judge, {})
     for number, record in read_lines(path):
@@ -161,60 +164,6 @@ def read_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         raise InputError(f"recorded: {path}, line {number}: not JSON ({error.msg})") from None
     if number == 0:
         raise InputError(f"recorded: {path} is empty")
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """The outcome of one comparison: winners name data outputs, `positions` what stood in the prompt ("1" = first)."""
-
-    winners: tuple[str | None, str | None]
-    positions: tuple[str | None, str | None]
-    stage: int
-
-
-def read_stages(where: str, texts: Sequence[tuple[str, str]], strategy: Strategy, judge: str, parsing: str) -> Verdict:
-    """Winners of a comparison from its stages' texts: [(given order, swapped order), ...], one or two stages.
-
-    Raises InputError where a second stage is there without a conflict, or missing with one.
-    """
-    verdicts = []
-    for stage, pair in zip(strategy.stages, texts, strict=False):
-        parse = COMPARISON_RULES[stage.rule_for(judge, parsing)]
-        positions = (parse(pair[0]), parse(pair[1]))
-        verdicts.append(Verdict((positions[0], mirror(positions[1])), positions, len(verdicts)))
-    conflict = needs_second_stage(strategy, verdicts[0].winners)
-    if conflict and len(texts) == 1:
-        raise InputError(f"{where}: the first stage's orders disagree, but there is no second stage")
-    if not conflict and len(texts) == 2:
-        raise InputError(
-            f"{where}: a second stage without a conflict (the first stage's winners are {verdicts[0].winners})"
-        )
-    return verdicts[-1]
-
-
-def needs_second_stage(strategy: Strategy, winners: tuple[str | None, str | None]) -> bool:
-    """Only where the two orders name different outputs; with an answer that names none, the first stage is final."""
-    return len(strategy.stages) == 2 and set(winners) == {"1", "2"}
-
-
-def second_stage_prompts(
-    instance: Instance, template: Template, first: Sequence[str], winners: tuple[str | None, str | None]
-) -> tuple[str, str]:
-    """The filled second-stage prompt in the given and in the swapped order (LLMBar, "Swap and Synthesize")."""
-    filled = []
-    for swapped in (False, True):
-        explanation_1, explanation_2 = explanations(first, winners, swapped)
-        outputs = ordered_outputs(instance, swapped)
-        filled.append(template.fill(**outputs, explanation_1=explanation_1, explanation_2=explanation_2))
-    return filled[0], filled[1]
-
-
-def ordered_outputs(instance: Instance, swapped: bool) -> dict[str, str]:
-    """The template fields of a comparison in one order."""
-    first, second = instance.output_1, instance.output_2
-    if swapped:
-        first, second = second, first
-    return {"input": instance.input, "output_1": first, "output_2": second}
 
 
 # ------------------------------------------------------------------------------------------------------------- one line
@@ -271,6 +220,7 @@ def _rated(where: str, record: Mapping[str, Any], tally: Tally) -> tuple[str, st
     texts = _pair(where, record.get("scores"), "scores", tally)
     ratings = [parse_rating(text) for text in texts]
     tally.answers += 2
+    tally.rated += 2
     tally.unparsed_ratings += ratings.count(None)
     return compare(*ratings)
 
@@ -287,11 +237,23 @@ def _compared(
     if not 1 <= len(stages) <= len(strategy.stages):
         raise InputError(f"{where}: {len(stages)} stages; {strategy.name} has {_at_most(len(strategy.stages))}")
     texts = [_pair(where, stage.get("out"), f"stages[{k}].out", tally) for k, stage in enumerate(stages)]
-    verdict = read_stages(where, texts, strategy, rules.judge, rules.parsing)
+    verdicts = [
+        read_stage(stage, pair, rules.judge, rules.parsing) for stage, pair in zip(strategy.stages, texts, strict=False)
+    ]
+    _check_stages(where, strategy, verdicts[0], stages)
     if len(stages) == 2:
-        _check_second_prompt(where, stages[1], texts[0], instance, strategy.stages[1], rules, result)
-    _count(tally, verdict, texts[-1], strategy.stages[verdict.stage].rule_for(rules.judge, rules.parsing))
-    return verdict.winners
+        template = rules.templates.get(strategy.stages[1].prompt)
+        _check_second_prompt(where, stages[1], texts[0], verdicts[0], instance, template, result)
+    _count(tally, verdicts[-1], texts[-1], strategy.stages[len(stages) - 1].rule_for(rules.judge, rules.parsing))
+    return verdicts[-1].winners
+
+
+def _check_stages(where: str, strategy: Strategy, first: Verdict, stages: list[Any]) -> None:
+    conflict = needs_second_stage(strategy, first.winners)
+    if conflict and len(stages) == 1:
+        raise InputError(f"{where}: the first stage's orders disagree, but there is no second stage")
+    if not conflict and len(stages) == 2:
+        raise InputError(f"{where}: a second stage without a conflict (the first stage's winners are {first.winners})")
 
 
 def _at_most(stages: int) -> str:
@@ -314,23 +276,20 @@ def _check_second_prompt(
     where: str,
     stage: Mapping[str, Any],
     first: tuple[str, str],
+    verdict: Verdict,
     instance: Instance,
-    rule: Stage,
-    rules: Rules,
+    template: Template | None,
     result: Replay,
 ) -> None:
     recorded = stage.get("prompt_sha256")
-    template = rules.templates.get(rule.prompt)
     if recorded is None or template is None:
         result.prompts_unchecked += 2
         return
-    parse = COMPARISON_RULES["verdict"]
-    winners = (parse(first[0]), mirror(parse(first[1])))
-    rebuilt = [sha256_16(prompt) for prompt in second_stage_prompts(instance, template, first, winners)]
+    rebuilt = [sha256_16(prompt) for prompt in second_stage_prompts(instance, template, first, verdict.winners)]
     if rebuilt != recorded:
         raise InputError(
-            f"{where}: the second stage's prompts, rebuilt from {instance.id} and the first stage's texts, hash to {rebuilt}, "
-            f"not to {recorded}: the file was made with other data or other prompts than {template.name} here"
+            f"{where}: the second stage's prompts, rebuilt from {instance.id} and the first stage's texts, hash to "
+            f"{rebuilt}, not to {recorded}: the file was made with other data or another {template.name}"
         )
     result.prompts_checked += 2
 
@@ -361,6 +320,7 @@ def _check_complete(path: Path, result: Replay, sets: Sets, allow_partial: bool)
         first = next(iter(gaps))
         more = f", and {len(gaps) - 1} more such sets" if len(gaps) > 1 else ""
         raise InputError(
-            f"recorded: {path.name} is incomplete: {sum(gaps.values())} judgements are missing ({gaps[first]} of {first}{more}); "
-            "averages over fewer instances are other numbers. Complete it, or say allow_partial=true"
+            f"recorded: {path.name} is incomplete: {sum(gaps.values())} judgements are missing "
+            f"({gaps[first]} of {first}{more}); averages over fewer instances are other numbers. "
+            "Complete it, or say allow_partial=true"
         )

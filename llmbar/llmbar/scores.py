@@ -1,12 +1,13 @@
 """LLMBar's protocol: every judge is asked twice, with the outputs in both orders, and scored on accuracy and agreement.
 
-Winners name *data* outputs ("1", "2", or None for an answer without a winner), whatever letter they had in the prompt. With
-labels y and winners w_F (given order) and w_T (swapped order) over the n instances of a set (LLMBar, section 4.1):
+Winners name *data* outputs ("1", "2", or None for an answer without a winner), whatever letter they had in the
+prompt. With labels y and winners w_F (given order) and w_T (swapped order) over the n instances of a set:
 
     Acc. = 100 (#(w_F = y) + #(w_T = y)) / 2n          Agr. = 100 #(w_F = w_T) / n
 
-None is never right, but None = None counts as agreement, as in the release. Averages over sets are unweighted means of the
-unrounded values, never pooled over instances: a pooled Adversarial average would weigh Neighbor (134) three times Manual (46).
+None is never right, but None = None counts as agreement, as in the release. Averages over sets are unweighted means
+of the unrounded values, never pooled over instances: a pooled Adversarial average would weigh Neighbor (134) three
+times Manual (46).
 """
 
 from __future__ import annotations
@@ -28,10 +29,10 @@ def mirror(winner: str | None) -> str | None:
 def compare(value_1: float | None, value_2: float | None) -> tuple[str, str]:
     """Winners in both orders from one value per output (a rating, a reward, a length).
 
-    The release's rule: given order "1" if value_1 > value_2 else "2"; swapped order "2" if value_2 > value_1 else "1". So a
-    tie ("hedging") yields "2" and "1": exactly half a point and no agreement. A missing value is treated like a tie; which
-    of the two mirrored answers it then gives in which order cannot be seen in any score except the two orders' own counts,
-    and there the release has "1" and "2".
+    The release's rule: given order "1" if value_1 > value_2 else "2"; swapped order "2" if value_2 > value_1 else
+    "1". So a tie ("hedging") yields "2" and "1": exactly half a point and no agreement. A missing value is treated
+    like a tie; which of the two mirrored answers it then gives in which order cannot be seen in any score except the
+    two orders' own counts, and there the release has "1" and "2".
     """
     if value_1 is None or value_2 is None:
         return "1", "2"
@@ -93,7 +94,8 @@ def score(
         accuracy=(correct_given + correct_swapped) / (2 * n) * 100,
         agreement=equal / n * 100,
         kappa=_kappas(given, swapped, gold),
-        # The release maps "1" to 1 and *everything else* to 0, so a right "2" never meets label 2. Kept for bit comparison only.
+        # The release maps "1" to 1 and *everything else* to 0, so a right "2" never meets label 2. Kept for bit
+        # comparison only.
         legacy_kappa=_kappas(np.where(given == 1, 1, 0), np.where(swapped == 1, 1, 0), gold),
     )
 
@@ -110,7 +112,7 @@ def points(
 
 
 def macro_average(values: Iterable[float]) -> float:
-    """Unweighted mean of the sets' unrounded values (LLMBar, table 2: "Adversarial average" over 4 sets, "Average" over 5)."""
+    """Unweighted mean of the sets' unrounded values (LLMBar, table 2: Adversarial over 4 sets, Average over 5)."""
     listed = list(values)
     if not listed:
         raise ValueError("no sets to average over")
@@ -118,7 +120,7 @@ def macro_average(values: Iterable[float]) -> float:
 
 
 def cohen_kappa(first: np.ndarray, second: np.ndarray) -> float | None:
-    """Cohen's kappa of two codings, in scikit-learn's order of operations (equal to it bit for bit, without its import).
+    """Cohen's kappa of two codings, in scikit-learn's order of operations (equal bit for bit, without its import).
 
     None where it is undefined: both coders used one and the same code throughout.
     """

@@ -1,7 +1,8 @@
-"""The prompting strategies, read from YAML (configs/strategy/): prompt files, stages, token limits, parse rule, bias sets.
+"""The prompting strategies, read from YAML (configs/strategy/): prompts, stages, token limits, parse rules, bias sets.
 
-A strategy is data, so a new one is a new file and no code. The release keeps 65 JSON files (model x strategy) that repeat the
-same fifteen; here a strategy is written once, and the one place where a model is read by another rule says so by name.
+A strategy is data, so a new one is a new file and no code. The release keeps 65 JSON files (model x strategy) that
+repeat the same fifteen; here a strategy is written once, and the one place where a model is read by another rule says
+so by name.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ BIAS_SETS = ("avoid", "favor")
 
 @dataclass(frozen=True)
 class Auxiliary:
-    """A text the judge writes before judging (metrics, a reference): once per instance, shared by orders and strategies."""
+    """A text the judge writes beforehand (metrics, a reference): once per instance, shared by orders and strategies."""
 
     prompt: str
     max_new_tokens: int

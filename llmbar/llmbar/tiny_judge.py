@@ -1,0 +1,92 @@
+"""model=tiny: a Llama of 100,000 parameters that has learned the forms of the answers and nothing about their truth.
+
+A random model never writes "Output (a)", so nothing after the first question would run. This one is trained for some seconds
+to close each kind of prompt in its form, with verdicts drawn by chance: its answers parse, its orders disagree often enough
+that second stages are asked, and its accuracy is chance. That makes it a test of the whole path (templates, both orders,
+shared texts, synthesis, resuming), and of nothing else.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from llmbar.data import HOUSE, HOUSE_FOLDER, Instance, load_sets
+from llmbar.prompts import Template, read_templates
+from llmbar.strategies import all_strategies
+from shared.generation.tiny_model import write_tiny_llama
+
+NAME = "tiny"
+STEPS, BATCH, LR = 100, 16, 3e-3
+# Trained on the ends of prompts only: the form of the answer is said there, and a step costs a tenth of a whole prompt's.
+CONTEXT = 160
+
+
+def tiny_judge(folder: Path, steps: int = STEPS, seed: int = 0) -> Path:
+    """Write the model to `folder`, unless it is there; every back end can load it."""
+    if (folder / "config.json").is_file():
+        return folder
+    released = read_templates(HOUSE_FOLDER / "prompts", all_strategies())
+    instances = [one for some in load_sets(HOUSE_FOLDER, list(HOUSE)).values() for one in some]
+    texts = [text for one in instances for text in (one.input, one.output_1, one.output_2)]
+    unfinished = folder.with_name(f"{folder.name}.unfinished")
+    write_tiny_llama(unfinished, [*texts, *(template.text for template in released.values())], seed=seed)
+    _train(unfinished, released, instances, steps, seed)
+    unfinished.rename(folder)
+    return folder
+
+
+def _train(folder: Path, templates: Mapping[str, Template], instances: list[Instance], steps: int, seed: int) -> None:
+    draw = random.Random(seed)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = AutoModelForCausalLM.from_pretrained(folder).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=LR)
+    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.05, steps)
+    for _ in range(steps):
+        rows = [
+            _example(tokenizer, draw.choice(list(templates.values())), draw.choice(instances), draw)
+            for _ in range(BATCH)
+        ]
+        longest = max(len(ids) for ids, _ in rows)
+        input_ids = torch.full((BATCH, longest), tokenizer.pad_token_id)
+        labels = torch.full((BATCH, longest), -100)
+        for row, (ids, answer) in enumerate(rows):
+            input_ids[row, : len(ids)] = torch.tensor(ids)
+            labels[row, len(ids) - answer : len(ids)] = torch.tensor(ids[-answer:])
+        loss = model(input_ids=input_ids, labels=labels).loss
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+    model.save_pretrained(folder)
+
+
+def _example(tokenizer, template: Template, one: Instance, draw: random.Random) -> tuple[list[int], int]:
+    """(token ids of the prompt's end and an answer in its form, length of the answer)."""
+    fields = {"input": one.input, "output": one.output_1, "output_1": one.output_1, "output_2": one.output_2}
+    said = {f"{name}_{k}": one.output_1 for name in ("auxiliary_input", "explanation") for k in range(3)}
+    messages = template.messages(**fields, **said)
+    prompt = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    prompt_ids = tokenizer(prompt, add_special_tokens=False)["input_ids"][-CONTEXT:]
+    answer_ids = tokenizer(_answer(template.name, draw), add_special_tokens=False)["input_ids"] + [
+        tokenizer.eos_token_id
+    ]
+    return prompt_ids + answer_ids, len(answer_ids)
+
+
+def _answer(prompt: str, draw: random.Random) -> str:
+    letter = draw.choice("ab")
+    if prompt.startswith("rating/"):
+        return str(draw.randrange(10))
+    if prompt == "auxiliary/Metrics.txt":
+        return "Does the output follow the instruction?"
+    if prompt == "auxiliary/Reference.txt":
+        return "An answer."
+    if prompt.endswith("CoT.txt"):
+        return f"Therefore, Output ({letter}) is better."
+    return f"Output ({letter})"
