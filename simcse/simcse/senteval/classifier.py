@@ -257,7 +257,7 @@ class _Block:
         out.baddbmm_(error, rows, alpha=1.0 if share is not None else 1 / size)
 
     def _update(self, gradient: Tensor, scratch: Tensor) -> None:
-        """One step of torch.optim.Adam(lr=1e-3) or RMSprop(lr=1e-2), defaults otherwise, operations in torch's order."""
+        """One step of torch.optim.Adam(lr=1e-3) or RMSprop(lr=1e-2), other defaults, in torch's order of operations."""
         self.step_count += 1
         if self.protocol.optimizer == "adam":
             self.first.lerp_(gradient, 0.1)
