@@ -54,6 +54,12 @@ def spectrum_summary(spectrum: np.ndarray) -> dict[str, float]:
     }
 
 
+def check_looks(what: Sequence[str]) -> None:
+    """Raise InputError unless `what` is a non-empty list out of LOOKS."""
+    if isinstance(what, str) or not what or set(what) - set(LOOKS):
+        raise InputError(f"what={what}: give a list out of {', '.join(LOOKS)}")
+
+
 def analyze_embeddings(
     first: np.ndarray, second: np.ndarray, gold: np.ndarray, what: Sequence[str] = LOOKS
 ) -> Analysis:
@@ -65,10 +71,7 @@ def analyze_embeddings(
     Raises:
         InputError: an unknown look, or no pair with a gold score above 4 to align.
     """
-    if not what or (unknown := sorted(set(what) - set(LOOKS))):
-        raise InputError(
-            f"what={list(what)}: {', '.join(unknown) if what else 'nothing'} is not one of {', '.join(LOOKS)}"
-        )
+    check_looks(what)
     found = Analysis({"spearman": spearman(cosine(first, second), np.asarray(gold))})
     x, y = torch.from_numpy(np.asarray(first)), torch.from_numpy(np.asarray(second))
     both = torch.cat([x, y])
@@ -158,12 +161,14 @@ def analyze(cfg: DictConfig) -> Path:
     labels = [label_of(model) for model in models]
     if len(set(labels)) < len(labels):
         raise InputError(f"model={models}: two have the same name {labels}; analyze them one by one or rename a folder")
+    check_looks(cfg.what)
+    paths = [hub.model_path(model, cfg.paper) for model in models]
     pairs, source = load_pairs(cfg.split, cfg.data_dir)
     name = cfg.experiment or "analyze_" + "_".join(labels)
     run = Run(cfg.paper, name, cfg.scale, cfg.output_dir, config=cfg, seed=cfg.seed)
     found: dict[str, Analysis] = {}
-    for model, label in zip(models, labels, strict=True):
-        encoder, tokenizer = load_encoder(model, cfg.pooler)
+    for path, label in zip(paths, labels, strict=True):
+        encoder, tokenizer = load_encoder(path, cfg.pooler)
         vectors = embed_sentences(
             encoder, tokenizer, [*pairs.first, *pairs.second], batch_tokens=cfg.batch_tokens, progress=True
         )

@@ -3,10 +3,11 @@
 import re
 
 import pytest
+from hydra import compose, initialize_config_dir
 
 from shared.claims import SCALES, find_metric
 from shared.paper import load_paper
-from simcse.plan import experiment_files, runs_of
+from simcse.plan import CONFIGS, experiment_files, runs_of
 
 # The paper's own averages of these rows differ from the mean of the printed columns.
 OFF_IN_THE_PAPER = {("table5", "sbert_base"), ("table_e1", "bert_avg")}
@@ -58,6 +59,15 @@ def test_every_trained_row_has_an_experiment_file_of_its_name(paper, trained):
     wanted = {cell.experiment for cell in paper.cells() if cell.experiment}
     missing = sorted(name for name in wanted - trained if not EVALUATIONS.match(name))
     assert missing == []
+
+
+def test_every_row_of_a_checkpoint_has_an_evaluation_file_that_gives_it_that_name(paper):
+    wanted = {cell.experiment for cell in paper.cells() if cell.experiment and EVALUATIONS.match(cell.experiment)}
+    assert len(wanted) == 13
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        for name in sorted(wanted):
+            cfg = compose("evaluate", [f"evaluation={name}"])
+            assert (cfg.experiment, cfg.scale) == (name, "paper")
 
 
 def test_every_claim_names_experiments_that_exist(paper, trained):
