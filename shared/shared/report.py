@@ -14,7 +14,6 @@ outlives a change of paper.yaml. One broken file is reported and left out; the r
 
 import argparse
 import base64
-import logging
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -29,8 +28,6 @@ from shared import InputError
 from shared.claims import SCALES, NotMeasured, Verdict, judge
 from shared.paper import Comparison, Paper, load_paper, project_root
 from shared.results import flatten, load_result, metric_or_not_measured, write_atomic
-
-logger = logging.getLogger(__name__)
 
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
 

@@ -13,7 +13,6 @@ committed (`report.py` copies it to <paper>/records/).
 
 import io
 import json
-import logging
 import math
 import os
 from pathlib import Path
@@ -27,8 +26,6 @@ from shared import InputError
 from shared.claims import FAILS, HOLDS, NotMeasured, Verdict, find_metric, is_summary
 from shared.paper import Comparison, Paper, load_paper, project_root
 from shared.provenance import Watch
-
-logger = logging.getLogger(__name__)
 
 MAX_TERMINAL_ROWS = 60
 RESULT_KEYS = ("paper", "experiment", "scale", "metrics", "claims", "provenance")
