@@ -10,6 +10,7 @@ Pickled weights (`pytorch_model.bin`) are read with `weights_only=True`; code fr
 
 import inspect
 import json
+import pickle
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -83,6 +84,11 @@ def load_backbone(
                 output_loading_info=True,
                 **without_pooler(config),
             )
+    except pickle.UnpicklingError as error:  # torch's own message ends in advice to load it unsafely
+        raise InputError(
+            f"model is {str(path)!r}, whose pytorch_model.bin holds more than tensors and was not read: "
+            "convert it to safetensors where it comes from"
+        ) from error
     except (OSError, RuntimeError, ValueError, SafetensorError) as error:
         raise InputError(f"model is {str(path)!r}, whose weights cannot be loaded: {error}") from error
     if missing := sorted(report["missing_keys"]):

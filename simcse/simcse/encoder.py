@@ -278,7 +278,8 @@ class SentenceEncoder(nn.Module):
             "mlp_only_train": self.mlp_only_train,
         }
         with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as temporary:
-            self.backbone.save_pretrained(temporary, state_dict=state)
+            with checkpoints.quiet_transformers():
+                self.backbone.save_pretrained(temporary, state_dict=state)
             if tokenizer is not None:
                 tokenizer.save_pretrained(temporary)
             for file in sorted(Path(temporary).iterdir(), key=lambda file: file.name == "config.json"):
