@@ -25,7 +25,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 from shared import InputError
 from simcse.batches import Collator, EpochSampler, Positions
 from simcse.devset import DevSet
-from simcse.embedding import BATCH_TOKENS, embed_sentences
+from simcse.embedding import embed_sentences
 from simcse.model import ContrastiveModel
 
 log = logging.getLogger(__name__)
@@ -55,7 +55,7 @@ class ContrastiveTrainer(Trainer):
         callbacks: Sequence[TrainerCallback] = (),
     ):
         self.sampler, self.tokenizer, self.dev = sampler, tokenizer, dev
-        self.batch_tokens = batch_tokens or BATCH_TOKENS
+        self.batch_tokens = batch_tokens
         self.best = BestWeights(folder / "best.safetensors")
         self.guard = LossGuard(folder, tokenizer)
         super().__init__(
