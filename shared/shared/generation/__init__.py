@@ -60,7 +60,8 @@ def make_generator(cfg: Mapping[str, Any] | DictConfig, paper: str | None = None
         if option not in parameters:
             near = get_close_matches(option, parameters, 1)
             hint = f"did you mean {near[0]}?" if near else f"it takes {', '.join(parameters)}"
-            raise InputError(f"{option}={options[option]!r}: the {backend} back end has no such option; {hint}")
+            # Its value is not shown: it may be a key.
+            raise InputError(f"{option}: the {backend} back end has no such option; {hint}")
     for option, parameter in parameters.items():
         if parameter.default is inspect.Parameter.empty and options.get(option) is None:
             raise InputError(f"{option} is missing: the {backend} back end needs it")

@@ -3,14 +3,17 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
-from transformers import PreTrainedTokenizerBase
 
 from shared import InputError
 from shared.generation.prompts import PromptEncoder, check_lengths
 from shared.generation.requests import Request, unique_by_key
+
+if TYPE_CHECKING:  # two seconds of import that replay and servers do not need
+    from transformers import PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True)
@@ -80,7 +83,7 @@ class Cost:
 
 def dry_run(
     requests: Sequence[Request],
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: "PreTrainedTokenizerBase",
     price: Price | None = None,
     chat_template: str | Path | None = None,
 ) -> Cost:

@@ -9,15 +9,17 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
-from transformers import PreTrainedTokenizerBase
 
 from shared.generation.cost import Cost, Price, count_cost
 from shared.generation.journal import Journal
 from shared.generation.prompts import EncodedRequest, PromptEncoder, check_biases, check_lengths
 from shared.generation.requests import Completion, FailedItems, Request, unique_by_key
+
+if TYPE_CHECKING:  # two seconds of import that replay and servers do not need
+    from transformers import PreTrainedTokenizerBase
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +40,7 @@ class Generator:
     price: Price | None = None
 
     @property
-    def tokenizer(self) -> PreTrainedTokenizerBase | None:
+    def tokenizer(self) -> "PreTrainedTokenizerBase | None":
         """The model's tokenizer, for logit biases (token ids) and counts."""
         return self.encoder.tokenizer if self.encoder else None
 

@@ -9,13 +9,16 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from jinja2 import TemplateError
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from shared import InputError
 from shared.generation.requests import Request
+
+if TYPE_CHECKING:  # two seconds of import that replay and servers do not need
+    from transformers import PreTrainedTokenizerBase
 
 logger = logging.getLogger(__name__)
 # Texts per call of the (parallel, Rust) tokenizer: enough to keep its threads busy, few enough to hold long ones.
@@ -39,8 +42,10 @@ class EncodedRequest:
         return len(self.input_ids) + max([self.request.max_tokens, *(len(ids) + 1 for ids in self.candidate_ids)])
 
 
-def load_tokenizer(name: str, revision: str | None = None) -> PreTrainedTokenizerBase:
+def load_tokenizer(name: str, revision: str | None = None) -> "PreTrainedTokenizerBase":
     """The (fast) tokenizer of a model: a local folder or hub id. Raises InputError where there is none."""
+    from transformers import AutoTokenizer
+
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
@@ -59,7 +64,7 @@ class PromptEncoder:
     chat_template: a Jinja file that replaces the tokenizer's own template (for models that come without one).
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, chat_template: str | Path | None = None) -> None:
+    def __init__(self, tokenizer: "PreTrainedTokenizerBase", chat_template: str | Path | None = None) -> None:
         self.tokenizer = tokenizer
         self.chat_template = None
         if chat_template is not None:

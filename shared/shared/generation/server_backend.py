@@ -1,9 +1,9 @@
 """Any OpenAI-compatible server: OpenAI, Azure's v1 endpoint, `vllm serve`, TGI, Together, ...
 
-Many requests in flight, each with a time limit. Tried again, with exponential back-off and jitter and a bound: 429, 5xx,
-no answer in time, no connection. Nothing else is. What a 4xx says of one item (too long, malformed) is recorded as that
-item's failure; what it says of the run (key, quota, model name) ends the run at once. A content filter's refusal is an
-answer: empty, with finish_reason "content_filter".
+Many requests in flight, each with a time limit. Tried again, with exponential back-off, jitter and a bound: 429, 5xx,
+no answer in time, no connection; nothing else. What a 4xx says of one item (too long, malformed) is recorded as its
+failure; what it says of the run (key, quota, model name, nobody there) ends the run at once. A content filter's refusal
+is an answer: empty, with finish_reason "content_filter".
 
 The key comes from an environment variable and goes nowhere but into the request's header: no log, error or journal.
 """
@@ -109,7 +109,6 @@ class ServerGenerator(Generator):
             "omit": sorted(self._omit),
             "extra_body": self._extra_body,
         }
-        self._answered = False
         self._loop = BackgroundLoop()
         self._client = AsyncOpenAI(
             base_url=base_url, api_key=self._key or "none", timeout=timeout_s, max_retries=0
@@ -200,23 +199,21 @@ class ServerGenerator(Generator):
             wait = min(self._max_wait_s, self._backoff_s * 2**attempt) * random.uniform(0.5, 1.0)
             try:
                 async with asyncio.timeout(self._timeout_s):
-                    result = await ask()
-                self._answered = True
-                return result
+                    return await ask()
             except openai.APIStatusError as error:
-                self._answered = True
                 if _is_content_filter(error):
                     return "", "content_filter", None
                 self._stop_if_hopeless(error)
-                why = f"HTTP {error.status_code}: {self._clean(error.message)}"
+                why = f"HTTP {error.status_code}: {self._said(error)}"
                 if error.status_code not in (408, 429) and error.status_code < 500:
                     raise ItemFailed(why) from None
                 wait = self._asked_wait(error, why) or wait
             except (openai.APITimeoutError, TimeoutError):
                 why = f"no answer within {self._timeout_s:g} s"
             except openai.APIConnectionError as error:
-                why = f"no connection ({self._clean(str(error.__cause__ or error))})"
-                if not self._answered and attempt == self._max_retries:
+                cause = error.__cause__ or error
+                why = f"no connection ({self._clean(str(cause))})"
+                if attempt == self._max_retries and type(cause).__name__ in ("ConnectError", "ConnectTimeout"):
                     raise InputError(f"base_url={self.base_url} does not answer: {why}") from None
             except (json.JSONDecodeError, openai.OpenAIError, AttributeError, IndexError, TypeError) as error:
                 raise ItemFailed(f"the answer is not what an OpenAI-compatible server sends ({error!r:.100})") from None
@@ -227,7 +224,7 @@ class ServerGenerator(Generator):
 
     def _stop_if_hopeless(self, error: openai.APIStatusError) -> None:
         """Raise InputError for what is wrong with every request: key, quota, model or address."""
-        said = self._clean(error.message)
+        said = self._said(error)
         if error.status_code in (401, 403):
             state = "is not accepted" if self._key else "is not set"
             raise InputError(f"{self.base_url}: the key in {self._key_env} {state} (HTTP {error.status_code}: {said})")
@@ -251,6 +248,10 @@ class ServerGenerator(Generator):
         if seconds > self._max_wait_s:
             raise ItemFailed(f"{why}; the server asks to wait {seconds:.0f} s, max_wait_s is {self._max_wait_s:g}")
         return max(0.0, seconds)
+
+    def _said(self, error: openai.APIStatusError) -> str:
+        said = error.body.get("message") if isinstance(error.body, dict) else None
+        return self._clean(said if isinstance(said, str) else error.message)
 
     def _clean(self, message: str) -> str:
         """A server's words, shortened, without the key should it echo it."""
