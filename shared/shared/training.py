@@ -19,6 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from transformers import TrainerCallback, TrainingArguments, set_seed
 
 from shared import InputError
+from shared.results import write_atomic
 
 
 def runs_root() -> Path:
@@ -124,14 +125,6 @@ def latest_checkpoint(folder: Path) -> Path | None:
     return max(whole)[1] if whole else None
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Write a text file so that a reader (or a kill) sees the old content or the new, never a part."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
-
-
 class MetricsLog(TrainerCallback):
     """Writes what Trainer logs as JSON lines: `{"step", "epoch", "seconds", ...}`, losses and scores as plain numbers.
 
@@ -151,7 +144,7 @@ class MetricsLog(TrainerCallback):
         )
         self.seconds_before = kept[-1]["seconds"] if kept else 0.0
         self.started = time.monotonic()
-        write_atomically(self.path, "".join(json.dumps(line) + "\n" for line in kept))
+        write_atomic(self.path, "".join(json.dumps(line) + "\n" for line in kept))
 
     def on_log(self, args, state, control, logs=None, **kwargs) -> None:
         if state.is_world_process_zero and logs:

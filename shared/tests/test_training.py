@@ -9,6 +9,7 @@ import torch
 from omegaconf import OmegaConf
 
 from shared import InputError
+from shared.results import write_atomic
 from shared.training import (
     MetricsLog,
     deepspeed_config,
@@ -17,7 +18,6 @@ from shared.training import (
     run_folder,
     seed_everything,
     training_arguments,
-    write_atomically,
 )
 
 
@@ -82,7 +82,7 @@ def test_the_metrics_log_has_every_step_once_after_a_kill(tmp_path: Path):
 
 
 def test_atomic_writes_leave_no_temporary_file(tmp_path: Path):
-    write_atomically(tmp_path / "a" / "b.json", "new")
+    write_atomic(tmp_path / "a" / "b.json", "new")
     assert [path.name for path in (tmp_path / "a").iterdir()] == ["b.json"]
 
 

@@ -23,7 +23,8 @@ from torch import nn
 from transformers import TrainingArguments
 
 from shared import InputError
-from shared.training import latest_checkpoint, write_atomically
+from shared.results import write_atomic
+from shared.training import latest_checkpoint
 
 log = logging.getLogger(__name__)
 
@@ -93,7 +94,7 @@ def open_folder(cfg: DictConfig, folder: Path, start: Start, args: TrainingArgum
             folder.mkdir(parents=True, exist_ok=True)
             if start.clear:
                 _clear(folder, keep=start.checkpoint)
-            write_atomically(folder / CONFIG, json.dumps(_settings(cfg), indent=1, sort_keys=True))
+            write_atomic(folder / CONFIG, json.dumps(_settings(cfg), indent=1, sort_keys=True))
 
 
 def _clear(folder: Path, keep: Path | None) -> None:
