@@ -15,7 +15,7 @@ import torch
 
 from shared import hub
 from simcse.alignment import POSITIVE_ABOVE, alignment, uniformity
-from simcse.senteval import evaluate_pairs, load_sts
+from simcse.senteval import evaluate_pairs, load_graded_pairs, load_sts
 from simcse.senteval.files import encode_once, rows_of
 from simcse.senteval.sts import Pairs
 
@@ -81,8 +81,6 @@ def load_dev_set(data_dir: str | Path | None = None) -> DevSet:
             data_dir = hub.locate("simcse", "senteval")
         except hub.NotAvailable:
             log.warning("no STS data on this machine: the dev set is the project's own graded pairs")
-            from simcse.senteval import load_graded_pairs
-
             return DevSet({"graded": load_graded_pairs()}, "the project's graded pairs")
     loaded = load_sts(data_dir, ["STSBenchmark", "SICKRelatedness"], "dev")
     return DevSet(

@@ -2,9 +2,9 @@
 
 | source | what it is |
 |---|---|
-| a name of sources.yaml | that file (`wiki1m`, `nli`, `wiki_sample`, `snli_triplets`, `flickr30k`, `paranmt`) |
+| a name of sources.yaml | that file (`wiki1m`, `nli`, `wiki_sample`, `snli_triplets`, `paranmt`) |
 | corpus, corpus_sentences | the offline corpus as pairs with hard negatives, or as single sentences in document order |
-| nli_*, qqp | pairs of Table 4 and triplets of Table 7, built from the data sets' own labelled files |
+| nli_*, qqp, flickr30k | pairs of Table 4 and triplets of Table 7, built from the data sets' own labelled files |
 | auto | the laptop's: mirror if there is one, else the offline corpus, which is then said in the log and the results |
 
 A tenth of the corpus' documents (by a checksum of their origin) is never trained on: it is what retrieval is tested on.
@@ -16,7 +16,6 @@ import zlib
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 from omegaconf import DictConfig
@@ -142,11 +141,13 @@ def _training_part(source: Iterable[Document] | None) -> list[Document]:
 # ---- labelled data sets
 
 
-def _tables(name: str, pattern: str = "*.parquet") -> Iterable[dict[str, list]]:
+def _tables(name: str) -> Iterable[dict[str, list]]:
     from pyarrow import parquet
 
     path = hub.locate(PAPER, name)
-    for file in [path] if path.is_file() else sorted(Path(path).rglob(pattern)):
+    patterns = hub.source(PAPER, name).files
+    files = [path] if path.is_file() else [file for pattern in patterns for file in sorted(path.glob(pattern))]
+    for file in files:
         yield parquet.read_table(file).to_pydict()
 
 
@@ -202,6 +203,17 @@ def qqp_duplicates() -> Examples:
     return _from_rows(rows, "qqp")
 
 
+def flickr30k_captions() -> Examples:
+    """Two captions of the same picture, each pair in both directions (Table 4)."""
+    rows = [
+        pair
+        for table in _tables("flickr30k")
+        for first, second in zip(table["caption1"], table["caption2"], strict=True)
+        for pair in ((first, second), (second, first))
+    ]
+    return _from_rows(rows, "flickr30k")
+
+
 def _from_rows(rows: Sequence[tuple[str, ...]], source: str) -> Examples:
     if not rows:
         raise InputError(f"{source}: no example has the wanted labels. Is the data set complete?")
@@ -220,4 +232,5 @@ BUILDERS: dict[str, Callable[[], Examples]] = {
     "nli_anli": nli_with_anli,
     "nli_neutral_negatives": lambda: nli_triplets(["contradiction", "neutral"], ["snli", "multi_nli"]),
     "qqp": qqp_duplicates,
+    "flickr30k": flickr30k_captions,
 }

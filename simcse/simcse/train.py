@@ -9,6 +9,7 @@ given again, and ends with the same weights as one that was not.
 """
 
 import logging
+import os
 import time
 from pathlib import Path
 
@@ -135,6 +136,8 @@ def build_arguments(cfg: DictConfig, folder: Path) -> TrainingArguments:
         "remove_unused_columns": False,
         "dataloader_pin_memory": torch.cuda.is_available(),
         "ddp_find_unused_parameters": False,
+        # Not left to the library: without it, processes on a CPU do not see each other.
+        "use_cpu": not torch.accelerator.is_available(),
         **OmegaConf.to_container(cfg.optim, resolve=True),
     }
     args = training_arguments(
@@ -152,6 +155,11 @@ def build_arguments(cfg: DictConfig, folder: Path) -> TrainingArguments:
         )
     if args.fsdp:
         raise InputError("optim.fsdp: these encoders fit one GPU; to shard optimiser states use launch=deepspeed.")
+    if args.world_size != int(os.environ.get("WORLD_SIZE", "1")):
+        raise InputError(
+            f"the launcher started {os.environ['WORLD_SIZE']} processes, but Trainer sees {args.world_size}: each would "
+            f"train alone. On processes without a GPU leave optim.use_cpu out, or true."
+        )
     args.per_device_train_batch_size, args.gradient_accumulation_steps = split_batch(
         cfg.batch_size, args.world_size, cfg.forward_batch_size
     )
