@@ -4,6 +4,6 @@
 class InputError(ValueError):
     """The user gave something that cannot be used; the message names the field, the value and the fix.
 
-    Raised where bad input enters. Entrypoints (`shared.launch.entrypoint`) print the message alone and exit with status 2,
-    so it must read well without a traceback. Everything else is a bug and keeps its traceback.
+    Raised where bad input enters. Entrypoints (`shared.launch.entrypoint`) print the message alone and exit with status
+    2, so it must read well without a traceback. Everything else is a bug and keeps its traceback.
     """

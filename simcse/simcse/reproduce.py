@@ -95,8 +95,12 @@ def _training(cell: str, experiment: str, seed: int, folder: Path, more: Iterabl
 
 def run_training(training: Training, data_dir: str | None) -> None:
     """Train one of them in this process; its own table is not printed. Raises InputError."""
+    from transformers.utils import logging as transformers_logging
+
     from simcse.train import train
 
+    # One bar over all trainings is what a person wants to see, not one for every file that a training writes.
+    transformers_logging.disable_progress_bar()
     logging.getLogger("simcse").setLevel(logging.ERROR)
     with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
         cfg = hydra.compose("config", list(training.overrides))
