@@ -314,6 +314,12 @@ def test_make_generator_refuses_what_it_does_not_know(tmp_path):
         assert said in str(error.value)
 
 
+def test_a_machine_without_vllm_is_told_what_to_install(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(InputError, match="pip install vllm"):
+        make_generator({"backend": "vllm", "model": "any"})
+
+
 def test_a_journal_is_a_recording(tmp_path):
     requests = [chat(f"q{i}", f"text {i}") for i in range(4)]
     journal = tmp_path / "run.jsonl"

@@ -199,7 +199,7 @@ async def _start(arguments: dict[str, Any], engine: dict[str, Any], kv_cache_gib
     known = {field.name for field in fields(AsyncEngineArgs)}
     for name in engine:
         if name in arguments or name not in known:
-            near = "it is an option of its own" if name in arguments else f"near: {get_close_matches(name, known)}"
+            near = "it is an option beside `engine`" if name in arguments else f"near: {get_close_matches(name, known)}"
             raise InputError(
                 f"engine.{name}={engine[name]!r} is no further argument of vLLM's AsyncEngineArgs ({near})"
             )
