@@ -1,8 +1,9 @@
 """An embedding judge: the output whose sentence embedding is closer to the instruction's wins.
 
-It needs no labels and no prompt, and like the reward models it likes what is *about* the instruction, whether or not
-it does what the instruction says. The encoder is MiniLM (bundled with the dependencies), which reads the first 256
-word pieces of a text; how many texts were longer is reported, because such a judge has not read them to the end.
+It needs no labels and no prompt. It likes what is *about* the instruction, whether or not it does what the instruction
+says: 72 % on Neighbor and 80 % on GPTInst, whose wrong outputs answer something else, 32 % on GPTOut, whose do not.
+The encoder is MiniLM (bundled with the dependencies), which reads the first 256 word pieces of a text; how many texts
+were longer is reported, because such a judge has not read them to the end.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ class EmbeddingValues:
     texts: int
 
 
-def embedding_values(instances: Sequence[Instance], model: str, batch_size: int = 64) -> EmbeddingValues:
+def embedding_values(instances: Sequence[Instance], model: str, batch_size: int = 32) -> EmbeddingValues:
     """Embed every distinct text once with the sentence encoder in the folder `model`."""
     from sentence_transformers import SentenceTransformer
 

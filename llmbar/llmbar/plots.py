@@ -16,12 +16,11 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from llmbar.data import Sets, is_adversarial
+from llmbar.data import Sets
 from llmbar.findings import COMPARISON, JUDGES, JudgeRows
 from llmbar.heuristics import word_counts
 from llmbar.replay import Replay
 from llmbar.scores import points
-from llmbar.summary import column
 
 PALETTE = ("#0072B2", "#D55E00", "#CC79A7", "#009E73", "#E69F00", "#56B4E9", "#7F7F7F")
 MARKERS = ("o", "s", "P", "^", "v", "D", "X")
@@ -36,7 +35,7 @@ def style(judge: str, judges: Sequence[str]) -> dict[str, str]:
 
 
 def accuracy_per_subset(rows: JudgeRows, family: str = "LLMBar", strategy: str = "Metrics_Reference") -> Figure:
-    """Grouped bars per subset with the paper's human agreement; whiskers are not drawn where none were computed."""
+    """Grouped bars per subset, with the paper's human agreement."""
     judges = [judge for judge in rows if strategy in rows[judge].get(family, {})]
     figure, axes = plt.subplots(figsize=(8, 4), layout="constrained")
     width = 0.8 / max(1, len(judges))
@@ -62,13 +61,13 @@ def accuracy_against_agreement(rows: JudgeRows, family: str = "LLMBar") -> Figur
         named = {n: r for n, r in rows[judge][family].items() if n in COMPARISON and "adv_acc" in r}
         x, y = [r["adv_agr"] for r in named.values()], [r["adv_acc"] for r in named.values()]
         axes.scatter(x, y, s=46, label=judge, alpha=0.9, edgecolors="white", linewidths=0.6, **style(judge, judges))
-        for name in ("CoT", "Swap_CoT"):
-            if name in named:
-                place = (named[name]["adv_agr"], named[name]["adv_acc"])
-                axes.annotate(name, place, xytext=(5, 4), textcoords="offset points", fontsize=7.5, color="#444444")
+        if {"CoT", "Swap_CoT"} <= set(named):
+            start, end = ((named[name]["adv_agr"], named[name]["adv_acc"]) for name in ("CoT", "Swap_CoT"))
+            arrow = {"arrowstyle": "->", "color": style(judge, judges)["color"], "lw": 1.2}
+            axes.annotate("", end, start, arrowprops=arrow)
     _chance(axes)
     axes.set(xlabel="positional agreement (%)", ylabel="accuracy (%)", ylim=(0, 100), xlim=(0, 102))
-    axes.set_title("Adversarial average, one point per strategy")
+    axes.set_title("Adversarial average, one point per strategy; arrows from CoT to Swap_CoT")
     _legend_outside(axes)
     return _plain(figure)
 
@@ -202,11 +201,6 @@ def model_free(rows: Mapping[str, Mapping[str, float]]) -> Figure:
     axes.set(ylabel="accuracy (%)", ylim=(0, 100))
     _legend_outside(axes)
     return _plain(figure)
-
-
-def adversarial_columns(sets: Sets) -> list[str]:
-    """The table columns of the adversarial sets that are there."""
-    return [column(name) for name in sets if is_adversarial(name)]
 
 
 def _chance(axes: Axes) -> None:

@@ -1,10 +1,11 @@
 """`make reproduce-llmbar`: everything of the paper that a laptop can show, offline, in under three minutes.
 
-With the release at hand (REPRO_MIRROR): every recorded judge is replayed and compared with the released statistics and the
-paper's tables, the claims are judged, and judges without a language model are scored on all thirteen sets. Without it: the
-40 instances written for this project take the sets' place, and only the judges that need no recorded answers run. In both
-cases the whole prompting path (messages, both orders, shared auxiliary texts, synthesis) runs on a real engine with a model
-of 100,000 parameters that has learned the answer forms and nothing else: its accuracy is chance.
+With the release at hand (REPRO_MIRROR): every recorded judge is replayed and compared with the released statistics
+and the paper's tables, the claims are judged, and judges without a language model are scored on all thirteen sets.
+Without it: the 40 instances written for this project take the sets' place, and only the judges that need no recorded
+answers run. In both cases the whole prompting path (messages, both orders, shared auxiliary texts, synthesis) runs on
+a real engine with a model of 100,000 parameters that has learned the answer forms and nothing else: its accuracy is
+chance.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from rich.console import Console
 from llmbar import page, paper_tables, plots, summary
 from llmbar.data import HOUSE, HOUSE_FOLDER, RELEASED, Sets, load_sets
 from llmbar.evaluate import evaluate
-from llmbar.findings import findings, paired_strategies
+from llmbar.findings import JUDGES, findings, paired_strategies
 from llmbar.locations import recorded_files
 from llmbar.prompts import read_templates
 from llmbar.replay import Replay, Rules, replay
@@ -102,8 +103,8 @@ def replay_all(files: list[Path], sets: Sets, seed: int) -> Recorded:
     strategies = all_strategies()
     templates = read_templates(hub.locate("llmbar", "prompts"), strategies)
     recorded = Recorded(sets)
-    for path in files:
-        judge = path.name.removesuffix(".jsonl.gz")
+    for path in sorted(files, key=paper_order):
+        judge = judge_name(path)
         recorded.files[judge] = path
         recorded.replays[judge] = replay(path, sets, Rules(judge, strategies, templates))
         recorded.rows[judge] = summary.rows(recorded.replays[judge], seed=seed)
@@ -111,6 +112,16 @@ def replay_all(files: list[Path], sets: Sets, seed: int) -> Recorded:
             corrected = replay(path, sets, Rules(judge, strategies, templates, "corrected"))
             recorded.rows[f"{judge} (corrected parsing)"] = summary.rows(corrected, seed=seed)
     return recorded
+
+
+def judge_name(path: Path) -> str:
+    return path.name.removesuffix(".jsonl.gz")
+
+
+def paper_order(path: Path) -> tuple[int, str]:
+    """The order of the paper's tables, then others by name."""
+    judge = judge_name(path)
+    return (JUDGES.index(judge) if judge in JUDGES else len(JUDGES)), judge
 
 
 def check_statistics(recorded: Recorded, expected: Path) -> dict[str, Any]:
@@ -171,27 +182,27 @@ def draw_recorded(run: Run, recorded: Recorded) -> None:
     drawn = {
         "accuracy_per_subset": (
             plots.accuracy_per_subset(rows),
-            "Accuracy of Metrics+Reference* per subset: only GPT-4 comes near human agreement, and only on some subsets.",
+            "Accuracy of Metrics+Reference* per subset, beside the agreement of two human experts.",
         ),
         "natural_and_adversarial": (
             plots.natural_and_adversarial(rows),
-            "The paper's figure 4: judges that are alike on Natural differ by 40 points on Adversarial.",
+            "The paper's figure 4: how far judges that are close on Natural are apart on Adversarial.",
         ),
         "older_sets": (
             plots.older_sets(rows),
-            "The paper's figure 5: on FairEval, LLMEval^2 and MT-Bench the same judges look much more alike.",
+            "The paper's figure 5: the same judges on FairEval, LLMEval^2, MT-Bench and the Adversarial average.",
         ),
         "accuracy_against_agreement": (
             plots.accuracy_against_agreement(rows),
-            "Agreement between the two orders is no sign of being right: swapping raises it more than accuracy.",
+            "Agreement between the two orders is no sign of being right; swapping raises it more than accuracy.",
         ),
         "first_position": (
             plots.first_position(recorded.replays),
-            "Share of answers that chose the output shown first; Falcon's CoT does so nine times out of ten.",
+            "Share of answers that chose the output shown first; 50 % without position bias.",
         ),
         "length_and_error": (
             plots.length_and_error(recorded.replays, recorded.sets),
-            "Accuracy of Vanilla* by the right output's length: where it is much shorter, most judges prefer the wrong one.",
+            "Accuracy of Vanilla* by the right output's length relative to the wrong one's, and how many instances.",
         ),
     }
     for name, (figure, caption) in drawn.items():
@@ -218,7 +229,7 @@ def report_model_free(cfg: DictConfig, run: Run, console: Console) -> None:
     for kind in cfg.model_free:
         overrides = [f"judge={kind}", f"data={'all' if released else 'house'}"]
         if kind == "preference_model" and not released:
-            overrides.append("judge.fit_on=[House/Natural]")  # five pairs in six features less than nothing, but shown
+            overrides.append("judge.fit_on=[House/Natural]")  # 20 pairs: the path, not a result
         result = evaluate(compose(overrides, run, kind, cfg.seed), run.output_dir / "judges" / kind)
         rows = {name: next(iter(strategies.values())) for name, strategies in result["rows"].items()}
         about = {key: result[key] for key in ("fitted_on", "weights", "texts_truncated") if key in result}
@@ -229,12 +240,12 @@ def report_model_free(cfg: DictConfig, run: Run, console: Console) -> None:
     run.save_plot(
         "model_free",
         figure,
-        caption=f"Judges without a language model on {family}: surface features fail on Adversarial.",
+        caption=f"Judges without a language model on {family}: what is right on Natural is wrong on Adversarial.",
     )
 
 
 def report_prompting(cfg: DictConfig, run: Run, console: Console) -> None:
-    """The prompting path on a real engine: all strategies, a few instances, a model that knows only the answer forms."""
+    """The prompting path on a real engine: all strategies, a few instances, a model that knows only the forms."""
     backend = cfg.prompting.backend
     if backend == "auto":
         backend = "vllm" if importlib.util.find_spec("vllm") else "transformers"
@@ -255,8 +266,8 @@ def report_prompting(cfg: DictConfig, run: Run, console: Console) -> None:
         "rows": result["rows"],
     }
     console.print(
-        f"prompting path on {backend}: {calls['instances']} instances, {calls['asked']} calls instead of {calls['naive']} "
-        "by sharing; the model has learned the answer forms only, so its accuracy is chance"
+        f"prompting path on {backend}: {calls['instances']} instances, {calls['asked']} calls instead of "
+        f"{calls['naive']} by sharing; the model has learned the answer forms only, so its accuracy is chance"
     )
     print_rows("tiny model, accuracy is chance,", result["rows"], console)
 

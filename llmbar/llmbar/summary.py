@@ -84,13 +84,14 @@ def _averages(replay: Replay, family: str, strategy: str, intervals: bool, seed:
     averages: dict[str, float] = {}
     if len(adversarial) != AVERAGED.get(family):
         return averages
-    parts = {"adv": adversarial} | ({"avg": tallies} if len(tallies) == len(adversarial) + 1 else {})
+    parts = {"nat": [tally for tally in tallies if tally not in adversarial], "adv": adversarial, "avg": tallies}
     for name, part in parts.items():
-        averages[f"{name}_acc"] = macro_average(tally.cell().accuracy for tally in part)
-        averages[f"{name}_agr"] = macro_average(tally.cell().agreement for tally in part)
-        if intervals:
-            low, high = accuracy_interval([points(*tally.winners()) for tally in part], seed)
-            averages |= {f"{name}_low": low, f"{name}_high": high}
+        if len(part) == {"nat": 1, "adv": len(adversarial), "avg": len(adversarial) + 1}[name]:
+            averages[f"{name}_acc"] = macro_average(tally.cell().accuracy for tally in part)
+            averages[f"{name}_agr"] = macro_average(tally.cell().agreement for tally in part)
+            if intervals:
+                low, high = accuracy_interval([points(*tally.winners()) for tally in part], seed)
+                averages |= {f"{name}_low": low, f"{name}_high": high}
     return averages
 
 

@@ -1,9 +1,9 @@
 """model=tiny: a Llama of 100,000 parameters that has learned the forms of the answers and nothing about their truth.
 
-A random model never writes "Output (a)", so nothing after the first question would run. This one is trained for some seconds
-to close each kind of prompt in its form, with verdicts drawn by chance: its answers parse, its orders disagree often enough
-that second stages are asked, and its accuracy is chance. That makes it a test of the whole path (templates, both orders,
-shared texts, synthesis, resuming), and of nothing else.
+A random model never writes "Output (a)", so nothing after the first question would run. This one is trained for some
+seconds to close each kind of prompt in its form, with verdicts drawn by chance: its answers parse, its orders
+disagree often enough that second stages are asked, and its accuracy is chance. That makes it a test of the whole path
+(templates, both orders, shared texts, synthesis, resuming), and of nothing else.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ from shared.generation.tiny_model import write_tiny_llama
 
 NAME = "tiny"
 STEPS, BATCH, LR = 100, 16, 3e-3
-# Trained on the ends of prompts only: the form of the answer is said there, and a step costs a tenth of a whole prompt's.
+# Trained on the ends of prompts only: the form of the answer is said there, and a step costs a tenth of a whole
+# prompt's.
 CONTEXT = 160
 
 
