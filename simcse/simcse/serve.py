@@ -33,7 +33,7 @@ from simcse.search import SimCSE
 
 logger = logging.getLogger(__name__)
 
-EXAMPLES = 8
+EXAMPLES = 6
 SUMMARY_WORDS = (5, 40)
 # The page is one file: it may run its own script and style, call its own server, and nothing else.
 SECURITY_HEADERS = {
@@ -80,6 +80,8 @@ class SearchServer(ThreadingHTTPServer):
         size = len(self.model.index)
         top_k = _number(values, "topk", int, min(5, size))
         threshold = _number(values, "threshold", float, 0.6)
+        if not 1 <= top_k <= size:
+            raise InputError(f"topk is {top_k}, but must be from 1 to {size}, the number of sentences")
         start = time.perf_counter()
         with self.searching:
             found = self.model.search(query, threshold=threshold, top_k=top_k)
