@@ -13,6 +13,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import logging
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -252,7 +253,11 @@ def report_prompting(cfg: DictConfig, run: Run, console: Console) -> None:
     data = "llmbar" if run.metrics["data"] == "released" else "house"
     overrides = [f"judge={backend}", "model=tiny", f"data={data}", f"data.limit={cfg.prompting.instances}",
                  f"strategy=[{','.join(cfg.prompting.strategies)}]"]  # fmt: skip
-    overrides += list(cfg.prompting.get("overrides", []))
+    if backend == "vllm":  # a small engine that starts soon: it answers some hundred short prompts
+        overrides += [
+            f"judge.generator.{option}" for option in ("dtype=float32", "kv_cache_gib=1", "enforce_eager=true")
+        ]
+        os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     result = evaluate(compose(overrides, run, "tiny", cfg.seed), run.output_dir / "judges" / "tiny")
     calls = result["calls"]
     run.metrics["prompting"] = {

@@ -17,10 +17,12 @@ from llmbar.judges import PromptJudge
 from llmbar.tiny_judge import tiny_judge
 from shared import InputError
 from shared.generation.cost import dry_run
-from shared.generation.prompts import PromptEncoder, load_tokenizer
+from shared.generation.prompts import load_tokenizer
 
 ROOT = Path(__file__).resolve().parents[2]
 HOUSE = ["data=house", "prompts=house"]
+# A small engine that starts soon, in the precision in which texts can be compared.
+VLLM = ["judge.generator.dtype=float32", "judge.generator.kv_cache_gib=1", "judge.generator.enforce_eager=true"]
 
 
 @pytest.fixture(scope="session")
@@ -189,17 +191,16 @@ def test_a_dry_run_counts_what_could_be_asked_and_asks_nothing(config, tiny, ser
     def judge(ask):
         return PromptJudge(ask, ten, house_templates)
 
-    cost = dry_run(planned_requests(judge, instances), PromptEncoder(load_tokenizer(str(tiny))))
+    cost = dry_run(planned_requests(judge, instances), load_tokenizer(str(tiny)))
     assert cost.prompts == 22 * 5  # the dearest case: every CoT a conflict
     assert cost.max_completion_tokens > 0
 
 
 @pytest.mark.vllm
-def test_vllm_judges_as_transformers_does(config, tiny, tmp_path, monkeypatch):
+def test_vllm_judges_as_transformers_does(config, tiny, tmp_path):
     """The whole path on the real engine: the same judgements, text for text, in fp32."""
-    monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "1")
     same = [f"model={tiny}", "data.limit=2", "strategy=[all,vanilla_logprob]", *HOUSE]
-    fast = evaluate(config("judge=vllm", "judge.generator.dtype=float32", *same), tmp_path / "vllm")
+    fast = evaluate(config("judge=vllm", *VLLM, *same), tmp_path / "vllm")
     slow = evaluate(config("judge=transformers", *same), tmp_path / "transformers")
     vllm_lines, slow_lines = lines(tmp_path / "vllm"), lines(tmp_path / "transformers")
     for record in (*vllm_lines, *slow_lines):

@@ -65,9 +65,7 @@ def read_config(path: str | Path) -> PreTrainedConfig:
     return config
 
 
-def load_backbone(
-    path: str | Path, config: PreTrainedConfig, dtype: torch.dtype, attention: str | None = None
-) -> PreTrainedModel:
+def load_backbone(path: str | Path, config: PreTrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
     """The stock transformers model without its pooler, with every weight from the checkpoint.
 
     Raises: InputError where a weight of the backbone is missing or has another shape: training on from random weights
@@ -79,7 +77,6 @@ def load_backbone(
                 path,
                 config=config,
                 dtype=dtype,
-                attn_implementation=attention,
                 trust_remote_code=False,
                 output_loading_info=True,
                 **without_pooler(config),

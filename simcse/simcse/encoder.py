@@ -1,18 +1,17 @@
 """A sentence encoder: a stock transformers model, a pooler, and for `cls` a tanh head (SimCSE, section 3 and Table 6).
 
-The backbone is transformers' own class with SDPA attention, without its pooler. With pooler `cls` the head `tanh(W h
-+ b)` stands on the first token's vector; it has the shape of BERT's pooler but starts at random (paper, footnote 9),
-so training asks for `head="random"`. With any other pooler it does not exist: an unused parameter would break
-DistributedDataParallel.
+The backbone is transformers' own class without its pooler. With pooler `cls` the head `tanh(W h + b)` stands on the
+first token's vector; it has the shape of BERT's pooler but starts at random (paper, footnote 9), so training asks for
+`head="random"`. With any other pooler it does not exist: an unused parameter would break DistributedDataParallel.
 
 Training and evaluation may pool differently. Unsupervised SimCSE trains with the head and tests without it
-(`mlp_only_train`). The evaluation pooler is written into config.json (`"simcse": {"eval_pooler": ...}`), so that
-nobody has to remember it.
-Saved folders are plain: the head is stored as the pooler, and `AutoModel.from_pretrained(folder).pooler_output` is
-    the `cls` embedding.
+(`mlp_only_train`). The evaluation pooler is written into config.json (`"simcse": {"eval_pooler": ...}`), so that nobody
+has to remember it. Saved folders are plain: the head is stored as the pooler, and
+`AutoModel.from_pretrained(folder).pooler_output` is the `cls` embedding.
 """
 
 import copy
+import logging
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +25,8 @@ from transformers.activations import ACT2FN
 from shared import InputError
 from simcse import checkpoints
 from simcse.pooling import check_pooler, needs_all_layers, pool
+
+logger = logging.getLogger(__name__)
 
 HEADS = ("load", "random", "none")
 # These number positions from pad_token_id + 1 on, so that their table holds that many fewer tokens than rows.
@@ -113,13 +114,10 @@ class SentenceEncoder(nn.Module):
         mlp_only_train: bool = False,
         mlm: bool = False,
         tie_mlm: bool = False,
-        attention: str | None = None,
     ) -> "SentenceEncoder":
         """A randomly initialised encoder. Raises InputError on an unsupported model type or pooler."""
         checkpoints.check_model_type(config)
-        backbone = AutoModel.from_config(
-            copy.deepcopy(config), attn_implementation=attention, **checkpoints.without_pooler(config)
-        )
+        backbone = AutoModel.from_config(copy.deepcopy(config), **checkpoints.without_pooler(config))
         return cls(backbone, pooler=pooler, mlp_only_train=mlp_only_train, mlm=mlm, tie_mlm=tie_mlm)
 
     @classmethod
@@ -133,7 +131,6 @@ class SentenceEncoder(nn.Module):
         mlm: bool = False,
         tie_mlm: bool = False,
         dtype: torch.dtype | str | None = None,
-        attention: str | None = None,
     ) -> "SentenceEncoder":
         """An encoder from a folder or hub id: anything AutoModel reads, and the authors' unconverted training
         checkpoints.
@@ -147,7 +144,6 @@ class SentenceEncoder(nn.Module):
             mlm: add the MLM head, filled from the checkpoint where it has one, else random.
             tie_mlm: its decoder is the input embeddings.
             dtype: default float32, whatever the checkpoint is stored in.
-            attention: transformers' `attn_implementation`; None is its own choice, SDPA where the model has it.
 
         Raises: InputError, also where `cls` is asked for and the checkpoint has no pooler weights.
         """
@@ -155,7 +151,7 @@ class SentenceEncoder(nn.Module):
             raise InputError(f"head is {head!r}, but must be one of {', '.join(HEADS)}")
         config = checkpoints.read_config(path_or_id)
         torch_dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype or torch.float32
-        backbone = checkpoints.load_backbone(path_or_id, config, torch_dtype, attention)
+        backbone = checkpoints.load_backbone(path_or_id, config, torch_dtype)
         extra = checkpoints.ExtraWeights(path_or_id, config, mlm=mlm)
         has_head = head == "random" or (head == "load" and extra.head is not None)
         choice = _choose_poolers(str(path_or_id), config, pooler, mlp_only_train, has_head)
@@ -167,8 +163,10 @@ class SentenceEncoder(nn.Module):
         encoder.eval_pooler = choice.eval_pooler
         if encoder.head is not None and head == "load":
             encoder.head.load_state_dict(extra.head)
-        if encoder.mlm_head is not None and extra.mlm is not None:
+        if extra.mlm is not None:
             encoder.mlm_head.load(extra.mlm)
+        elif mlm:
+            logger.warning("%s has no MLM head: it starts at random", path_or_id)
         return encoder
 
     @property

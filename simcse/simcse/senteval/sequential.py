@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from simcse.senteval.classifier import MAX_EPOCHS, SEED, Fits, Protocol, Split
+from simcse.senteval.classifier import MAX_EPOCHS, SEED, Fits, Protocol, Split, one_thread_per_operation
 
 
 def fit(
@@ -21,7 +21,7 @@ def fit(
     """As `classifier.fit`, in a Python loop over splits and l2 values."""
     accuracy = np.zeros(l2.shape)
     weight = torch.empty(*l2.shape, num_classes, features.shape[1] + 1)
-    with torch.random.fork_rng(devices=[]):
+    with one_thread_per_operation(), torch.random.fork_rng(devices=[]):
         for (i, j), penalty in np.ndenumerate(l2):
             accuracy[i, j], linear = _fit_one(features, labels, splits[i], float(penalty), num_classes, protocol)
             weight[i, j] = torch.cat([linear["weight"], linear["bias"][:, None]], dim=1)

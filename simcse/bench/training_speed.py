@@ -1,0 +1,237 @@
+"""Training steps per second against sentence-transformers' trainer: same encoder, texts, batch, length and steps.
+
+    python simcse/bench/training_speed.py                       # MiniLM and tiny, unsupervised and triplets
+    python simcse/bench/training_speed.py --encoders tiny --steps 20 --repetitions 1
+
+Both sides are what a user would run. Theirs: SentenceTransformerTrainer with MultipleNegativesRankingLoss(scale=20),
+which is this objective at temperature 0.05; columns tokenised per batch, one forward per column, each padded to its
+longest row. Ours: `simcse.train`'s own model, collator and trainer, without dev evaluation; text tokenised beforehand
+(its time is given apart), one forward for all views in `row_chunks` chunks sorted by length. Both keep their dropout.
+
+A run's clock starts after its second step and stops after its last, so that start-up is left out on both sides. Sides
+alternate; speeds are medians, and `ratio` is ours over theirs (1.3 is the aim).
+"""
+
+import argparse
+import contextlib
+import io
+import json
+import logging
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+
+import hydra
+import torch
+from omegaconf import DictConfig
+from rich.console import Console
+from rich.table import Table
+from transformers import TrainerCallback
+
+import shared.launch  # noqa: F401  (puts the launch group on Hydra's search path)
+from shared import hub
+from shared.provenance import Watch
+from shared.results import write_atomic
+from simcse import train
+from simcse.batches import EpochSampler
+from simcse.data import Examples
+from simcse.scratch import build_tiny
+from simcse.text_sources import load_examples
+from simcse.trainer import ContrastiveTrainer
+
+ROOT = Path(__file__).resolve().parents[2]
+WARM_UP_STEPS = 2
+BATCH, MAX_LENGTH, LEARNING_RATE = 64, 32, 3e-5
+
+
+class Clock(TrainerCallback):
+    """Seconds between the end of the warm-up and the end of the last step."""
+
+    def __init__(self):
+        self.begun = self.ended = 0.0
+        self.steps = 0
+
+    def on_step_end(self, args, state, control, **kwargs) -> None:
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        if state.global_step == WARM_UP_STEPS:
+            self.begun = time.perf_counter()
+        self.ended, self.steps = time.perf_counter(), state.global_step - WARM_UP_STEPS
+
+    @property
+    def steps_per_second(self) -> float:
+        return self.steps / (self.ended - self.begun)
+
+
+def compose(*overrides: str) -> DictConfig:
+    with hydra.initialize_config_dir(str(ROOT / "simcse" / "configs"), version_base="1.3"):
+        return hydra.compose("config", overrides=list(overrides))
+
+
+def configuration(model: str, experiment: str, steps: int, folder: Path, row_chunks: int | None) -> DictConfig:
+    """Our side as a user's command: the experiment's data, an encoder, `steps` steps."""
+    return compose(
+        f"experiment={experiment}",
+        f"model={model}",
+        f"output_dir={folder}",
+        "pooler=avg",
+        f"batch_size={BATCH}",
+        f"data.max_length={MAX_LENGTH}",
+        "data.max_examples=null",
+        f"optim.learning_rate={LEARNING_RATE}",
+        f"optim.max_steps={steps}",
+        "+optim.save_strategy=no",
+        "optim.disable_tqdm=true",
+        "eval.steps=null",
+        f"compute.row_chunks={'null' if row_chunks is None else row_chunks}",
+    )
+
+
+def ours(cfg: DictConfig, examples: Examples, folder: Path) -> tuple[float, float]:
+    """(steps per second, seconds of tokenisation beforehand)."""
+    args = train.build_arguments(cfg, folder)
+    train.seed_everything(cfg.seed)
+    tokenizer, encoder, second = train.build_encoders(cfg, examples, folder, args)
+    begun = time.perf_counter()
+    collator = train.build_collator(cfg, examples, tokenizer, args)
+    tokenising = time.perf_counter() - begun
+    sampler = EpochSampler(collator.count, cfg.seed)
+    model = train.build_model(cfg, encoder, second, args)
+    clock = Clock()
+    trainer = ContrastiveTrainer(
+        model, args, collator, sampler, tokenizer=tokenizer, folder=folder, dev=None, callbacks=[clock]
+    )
+    trainer.train()
+    return clock.steps_per_second, tokenising
+
+
+def theirs(model: str, examples: Examples, steps: int, folder: Path) -> float:
+    """Steps per second of sentence-transformers."""
+    from datasets import Dataset
+    from sentence_transformers import (
+        SentenceTransformer,
+        SentenceTransformerTrainer,
+        SentenceTransformerTrainingArguments,
+    )
+    from sentence_transformers.losses import MultipleNegativesRankingLoss
+    from sentence_transformers.models import Pooling, Transformer
+
+    encoder = Transformer(model, max_seq_length=MAX_LENGTH)
+    pooling = Pooling(encoder.get_word_embedding_dimension(), pooling_mode="mean")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    sentence_transformer = SentenceTransformer(modules=[encoder, pooling], device=device)
+    columns = examples.columns if len(examples.columns) > 1 else (examples.columns[0], examples.columns[0])
+    data = Dataset.from_dict(dict(zip(("anchor", "positive", "negative"), columns, strict=False)))
+    arguments = SentenceTransformerTrainingArguments(
+        output_dir=str(folder),
+        per_device_train_batch_size=BATCH,
+        max_steps=steps,
+        learning_rate=LEARNING_RATE,
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        use_cpu=device == "cpu",
+    )
+    clock = Clock()
+    trainer = SentenceTransformerTrainer(
+        model=sentence_transformer,
+        args=arguments,
+        train_dataset=data,
+        loss=MultipleNegativesRankingLoss(sentence_transformer, scale=20.0),
+        callbacks=[clock],
+    )
+    trainer.train()
+    return clock.steps_per_second
+
+
+def compare(encoder: str, experiment: str, options: argparse.Namespace, folder: Path) -> dict:
+    """Alternate the two sides on one encoder and one kind of data."""
+    examples = load_examples(compose(f"experiment={experiment}").data, 42)
+    if encoder == "tiny":
+        texts = [text for column in examples.columns for text in column]
+        model = str(build_tiny(texts, folder / f"tiny-{experiment}"))
+    else:
+        model = hub.model_path(encoder, "simcse")
+    cfg = configuration(model, experiment, options.steps, folder / "ours", options.row_chunks)
+    sides: dict[str, list[float]] = {"ours": [], "theirs": []}
+    tokenising = []
+    run: dict[str, Callable[[], float]] = {
+        "ours": lambda: _noted(ours(cfg, examples, folder / "ours"), tokenising),
+        "theirs": lambda: theirs(model, examples, options.steps, folder / "theirs"),
+    }
+    for repetition in range(options.repetitions):
+        for side in ("ours", "theirs") if repetition % 2 == 0 else ("theirs", "ours"):
+            with contextlib.redirect_stdout(io.StringIO()):
+                sides[side].append(run[side]())
+    medians = {side: statistics.median(values) for side, values in sides.items()}
+    return {
+        "encoder": encoder,
+        "experiment": experiment,
+        "text": examples.source,
+        "sentences_per_example": max(2, len(examples.columns)),
+        "steps": options.steps,
+        "steps_per_second": sides,
+        "median": medians,
+        "ratio": medians["ours"] / medians["theirs"],
+        "tokenising_seconds": max(tokenising),
+    }
+
+
+def _noted(measured: tuple[float, float], tokenising: list[float]) -> float:
+    tokenising.append(measured[1])
+    return measured[0]
+
+
+def print_table(rows: list[dict]) -> None:
+    table = Table(title=f"training steps/s, batch {BATCH}, max_length {MAX_LENGTH}", title_justify="left")
+    for name in ("encoder", "data", "ours", "sentence-transformers", "ratio", "tokenising beforehand"):
+        table.add_column(name, justify="left" if name in ("encoder", "data") else "right")
+    for row in rows:
+        table.add_row(
+            *(row["encoder"], f"{row['experiment']} ({row['text']})"),
+            *(f"{row['median'][side]:.2f}" for side in ("ours", "theirs")),
+            *(f"{row['ratio']:.2f}", f"{row['tokenising_seconds']:.1f} s"),
+        )
+    Console().print(table)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--encoders", nargs="+", default=["minilm", "tiny"])
+    parser.add_argument("--experiments", nargs="+", default=["unsup", "triplets"], help="whose data is trained on")
+    parser.add_argument("--steps", type=int, default=22, help=f"per run, {WARM_UP_STEPS} of them warm-up")
+    parser.add_argument("--repetitions", type=int, default=3)
+    parser.add_argument("--row-chunks", type=int, help="default: what training chooses")
+    parser.add_argument("--out", type=Path, help="default: simcse/bench/records/<date>-<device>-training-speed.json")
+    options = parser.parse_args()
+    if options.steps <= WARM_UP_STEPS or options.repetitions < 1:
+        parser.error(f"give --steps above {WARM_UP_STEPS} and --repetitions of at least 1")
+    logging.getLogger("transformers").setLevel(logging.ERROR)
+    watch = Watch(ROOT, config=vars(options) | {"out": None}, seed=42)
+    with tempfile.TemporaryDirectory() as temporary:
+        os.environ.setdefault("REPRO_RUNS", temporary)  # token files too are made anew, so that their time is measured
+        rows = [
+            compare(encoder, experiment, options, Path(temporary))
+            for encoder in options.encoders
+            for experiment in options.experiments
+        ]
+    print_table(rows)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    name = f"{datetime.now(UTC):%Y-%m-%d}-{device}-training-speed.json"
+    record = {
+        "benchmark": "training_speed",
+        "rows": rows,
+        "threads": torch.get_num_threads(),
+        "provenance": watch.record(),
+    }
+    out = options.out or ROOT / "simcse" / "bench" / "records" / name
+    out.parent.mkdir(parents=True, exist_ok=True)
+    Console().print(f"record: {write_atomic(out, json.dumps(record, indent=1) + chr(10))}")
+
+
+if __name__ == "__main__":
+    main()
