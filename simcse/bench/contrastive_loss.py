@@ -1,6 +1,6 @@
 """The objective's forward and backward: one matrix product against broadcasting, time and memory.
 
-    python simcse/bench/contrastive_loss.py                                   # B = 512, H = 768, with and without negatives
+    python simcse/bench/contrastive_loss.py                             # B = 512, H = 768, with and without negatives
     python simcse/bench/contrastive_loss.py --batch 64 512 2048 8192          # what does not fit in memory is left out
     python simcse/bench/contrastive_loss.py --device cuda --batch 512 2048 8192
 

@@ -157,7 +157,7 @@ def build_arguments(cfg: DictConfig, folder: Path) -> TrainingArguments:
         raise InputError("optim.fsdp: these encoders fit one GPU; to shard optimiser states use launch=deepspeed.")
     if args.world_size != int(os.environ.get("WORLD_SIZE", "1")):
         raise InputError(
-            f"the launcher started {os.environ['WORLD_SIZE']} processes, but Trainer sees {args.world_size}: each would "
+            f"launched with {os.environ['WORLD_SIZE']} processes, but Trainer sees {args.world_size}: each would "
             f"train alone. On processes without a GPU leave optim.use_cpu out, or true."
         )
     args.per_device_train_batch_size, args.gradient_accumulation_steps = split_batch(

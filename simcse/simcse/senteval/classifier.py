@@ -33,7 +33,7 @@ from torch.nn.functional import one_hot, pad
 SEED = 1111
 L2_VALUES = (1e-5, 1e-4, 1e-3, 1e-2)
 MAX_EPOCHS = 200
-# Mini-batches of a block, gathered: they are read twice per step and should stay in a core's second-level cache (1 MB on
+# Mini-batches of a block, gathered: read twice per step, they should stay in a core's second-level cache (1 MB on
 # servers). Larger blocks halve the call overhead but cost several times the products' time where other processes share
 # the third level.
 _BLOCK_BYTES = 700_000
