@@ -161,13 +161,13 @@ class Looks:
 
 def summary(analyses: list[Analysis]) -> dict[str, Any]:
     """stsb_dev, align and uniform over seeds."""
-    names = {"stsb_dev": "sts", "align": "align", "uniform": "uniform"}
+    names = {"stsb_dev": "spearman", "align": "align", "uniform": "uniform"}
     return {name: over_seeds([one.metrics[key] for one in analyses]) for name, key in names.items()}
 
 
 def single(analysis: Analysis) -> dict[str, float]:
     return {
-        "stsb_dev": analysis.metrics["sts"],
+        "stsb_dev": analysis.metrics["spearman"],
         "align": analysis.metrics["align"],
         "uniform": analysis.metrics["uniform"],
     }
@@ -194,11 +194,11 @@ def measure(cfg: DictConfig, done: list[Training], looks: Looks, run: Run) -> di
     run.metrics["minilm"] = {
         "before": single(before),
         "after": single(after),
-        "avg": {"stsb_dev": averaged.metrics["sts"]},
+        "avg": {"stsb_dev": averaged.metrics["spearman"]},
         "steps": by_cell["minilm"][0].results["train"]["steps"],
     }
     run.metrics["temperature"] = {
-        str(t): looks.analysis(by_cell[f"tau{t}"][0].folder / "model").metrics["sts"] for t in cfg.temperatures
+        str(t): looks.analysis(by_cell[f"tau{t}"][0].folder / "model").metrics["spearman"] for t in cfg.temperatures
     }
     run.metrics["retrieval"] = {
         "bag_of_words": recall_at_k(bag_of_words, looks.task),
@@ -236,7 +236,7 @@ def draw(cfg: DictConfig, run: Run, done: list[Training], analyses: dict[str, An
         "Without pre-training every variant trades alignment away alike."
     )
     run.save_plot("fig2_trajectories", plots.trajectories(runs), caption, f"Ends: {ends}.")
-    points = [(name, m["align"], m["uniform"], m["sts"]) for name, m in ((n, a.metrics) for n, a in analyses.items())]
+    points = [(name, m["align"], m["uniform"], m["spearman"]) for name, m in ((n, a.metrics) for n, a in analyses.items())]
     caption = f"Alignment, uniformity and Spearman correlation on {source} (paper: Figure 3)."
     alt = "; ".join(f"{name}: alignment {a:.3f}, uniformity {u:.2f}, Spearman {s:.3f}" for name, a, u, s in points)
     run.save_plot("fig3_alignment_uniformity", plots.alignment_uniformity(points), caption, alt)
