@@ -181,19 +181,27 @@ def corpus_summaries() -> list[str]:
     return list(dict.fromkeys(line for line in lines if least <= len(line.split()) <= most))
 
 
-def load_model(cfg: DictConfig) -> SimCSE:
-    """The model and index that the configuration names. Raises InputError on settings that cannot be used."""
+def load_sentences(cfg: DictConfig) -> list[str]:
+    """What is to be indexed: the file's sentences or the corpus' summary lines, at most `max_sentences`."""
     if cfg.max_sentences is not None and cfg.max_sentences < 1:
         raise InputError(f"max_sentences={cfg.max_sentences}: must be at least 1, or null for all")
-    model = SimCSE(cfg.model, cfg.device, cfg.num_cells, cfg.num_cells_in_search, cfg.pooler)
-    if cfg.index is not None and Path(cfg.index).exists():
-        model.load_index(cfg.index)
-        logger.info("index: %s", cfg.index)
-        return model
     found = corpus_summaries() if cfg.sentences is None else read_sentences(cfg.sentences, "sentences")
     sentences = evenly_spaced(found, cfg.max_sentences)
     if len(sentences) < len(found):
         logger.warning("%d of %d sentences are indexed: max_sentences=null takes all", len(sentences), len(found))
+    return sentences
+
+
+def load_model(cfg: DictConfig) -> SimCSE:
+    """The model and index that the configuration names. Raises InputError on settings that cannot be used."""
+    kept = cfg.index is not None and Path(cfg.index).exists()
+    # Read before the model is loaded: a mistyped path should show in a moment.
+    sentences = [] if kept else load_sentences(cfg)
+    model = SimCSE(cfg.model, cfg.device, cfg.num_cells, cfg.num_cells_in_search, cfg.pooler)
+    if kept:
+        model.load_index(cfg.index)
+        logger.info("index: %s", cfg.index)
+        return model
     model.build_index(sentences, use_faiss=cfg.use_faiss, faiss_fast=cfg.faiss_fast)
     if cfg.index is not None:
         model.save_index(cfg.index)
