@@ -117,11 +117,11 @@ def theirs(model: str, examples: Examples, steps: int, folder: Path) -> float:
         SentenceTransformerTrainer,
         SentenceTransformerTrainingArguments,
     )
-    from sentence_transformers.losses import MultipleNegativesRankingLoss
-    from sentence_transformers.models import Pooling, Transformer
+    from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
+    from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
 
     encoder = Transformer(model, max_seq_length=MAX_LENGTH)
-    pooling = Pooling(encoder.get_word_embedding_dimension(), pooling_mode="mean")
+    pooling = Pooling(encoder.get_embedding_dimension(), pooling_mode="mean")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     sentence_transformer = SentenceTransformer(modules=[encoder, pooling], device=device)
     columns = examples.columns if len(examples.columns) > 1 else (examples.columns[0], examples.columns[0])
