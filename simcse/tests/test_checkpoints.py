@@ -211,7 +211,10 @@ class Mischief:
 def test_pickles_that_carry_code_are_refused_unread(plain_folder, tmp_path):
     folder = plain_folder(pooler=True)
     (folder / "model.safetensors").unlink()
-    for write in (lambda data, file: torch.save(data, file), lambda data, file: file.write_bytes(pickle.dumps(data))):
+    for write in (
+        lambda data, file: torch.save(data, file),
+        lambda data, file: file.write_bytes(pickle.dumps(data, protocol=2)),
+    ):
         write({"embeddings.word_embeddings.weight": Mischief(tmp_path / "ran")}, folder / "pytorch_model.bin")
         with pytest.raises(InputError, match="holds more than tensors and was not read"):
             SentenceEncoder.from_pretrained(folder)
