@@ -40,7 +40,7 @@ from simcse.senteval import evaluate_pairs
 
 log = logging.getLogger(__name__)
 
-TRAJECTORY_STEPS = 10
+TRAJECTORY_STEPS = 20
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 
 
@@ -69,21 +69,22 @@ def trainings(cfg: DictConfig, folder: Path) -> list[Training]:
 
     The first seed of the unsupervised cell also leaves its trajectory, for Figure 2.
     """
-    found = [_training("minilm", "unsup_minilm", cfg.seed, folder, [f"data.max_examples={cfg.minilm.max_examples}"])]
+    at_end = "eval.steps=null"
+    text = f"data.max_examples={cfg.unsup_examples}"
+    follow, silent = (f"eval.trajectory_steps={steps}" for steps in (TRAJECTORY_STEPS, "null"))
+    minilm = [f"data.max_examples={cfg.minilm.max_examples}", at_end]
+    found = [_training("minilm", "unsup_minilm", cfg.seed, folder, minilm)]
     for seed in cfg.seeds:
         for cell, experiment in cfg.cells.items():
-            more = [f"optim.num_train_epochs={cfg.epochs[cell]}", "eval.steps=null"]
-            trajectory = [f"eval.trajectory_steps={TRAJECTORY_STEPS}"] if seed == cfg.seeds[0] else []
+            more = [f"optim.num_train_epochs={cfg.epochs[cell]}", at_end]
             if cell == "unsup":
-                more += trajectory or ["eval.trajectory_steps=null"]
+                more += [text, follow if seed == cfg.seeds[0] else silent]
             found.append(_training(cell, experiment, seed, folder, more))
-    epochs = f"optim.num_train_epochs={cfg.epochs.triplets}"
     for temperature in cfg.temperatures:
-        more = [f"loss.temperature={temperature}", epochs, "eval.steps=null"]
+        more = [f"loss.temperature={temperature}", f"optim.num_train_epochs={cfg.epochs.triplets}", at_end]
         found.append(_training(f"tau{temperature}", "triplets", cfg.seed, folder, more))
     for name, overrides in cfg.trajectories.items():
-        more = [*overrides, f"eval.trajectory_steps={TRAJECTORY_STEPS}", "eval.steps=null"]
-        found.append(_training(name, "unsup", cfg.seed, folder, more))
+        found.append(_training(name, "unsup", cfg.seed, folder, [text, follow, at_end, *overrides]))
     return found
 
 
@@ -206,7 +207,6 @@ def measure(cfg: DictConfig, done: list[Training], looks: Looks, run: Run) -> di
         "triplets": looks.retrieval(first / "model"),
         "minilm_before": looks.retrieval("minilm", "cls_before_pooler"),
         "minilm_after": looks.retrieval(minilm),
-        "minilm_avg": looks.retrieval("minilm", "avg"),
     }
     analyses = {
         "untrained": untrained[0],
@@ -236,7 +236,9 @@ def draw(cfg: DictConfig, run: Run, done: list[Training], analyses: dict[str, An
         "Without pre-training every variant trades alignment away alike."
     )
     run.save_plot("fig2_trajectories", plots.trajectories(runs), caption, f"Ends: {ends}.")
-    points = [(name, m["align"], m["uniform"], m["spearman"]) for name, m in ((n, a.metrics) for n, a in analyses.items())]
+    points = [
+        (name, m["align"], m["uniform"], m["spearman"]) for name, m in ((n, a.metrics) for n, a in analyses.items())
+    ]
     caption = f"Alignment, uniformity and Spearman correlation on {source} (paper: Figure 3)."
     alt = "; ".join(f"{name}: alignment {a:.3f}, uniformity {u:.2f}, Spearman {s:.3f}" for name, a, u, s in points)
     run.save_plot("fig3_alignment_uniformity", plots.alignment_uniformity(points), caption, alt)
