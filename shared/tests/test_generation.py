@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import pytest
 
 from shared import InputError
@@ -371,6 +372,24 @@ def test_a_cut_gzip_is_refused(tmp_path):
     path.write_bytes(gzip.compress(b"".join(b'{"id": "%d", "text": "A"}\n' % i for i in range(1000)))[:-20])
     with pytest.raises(InputError, match="broken gzip"):
         make_generator({"backend": "recorded", "path": str(path)}).generate([chat("a")])
+
+
+def test_the_children_of_a_killed_run_are_ended_and_those_before_it_spared():
+    code = (
+        "import subprocess, sys, time; from shared.generation.orphans import OrphanWatch\n"
+        "sleep = lambda: subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(300)'])\n"
+        "before = sleep(); watch = OrphanWatch(); engine = sleep(); watch.settle()\n"
+        "print(before.pid, engine.pid, watch._process.pid, flush=True); time.sleep(300)"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as run:
+        before, engine, watcher = (psutil.Process(int(pid)) for pid in run.stdout.readline().split())
+        run.kill()
+    try:
+        _, alive = psutil.wait_procs([engine, watcher], timeout=60)
+        assert alive == []
+        assert before.is_running()
+    finally:
+        before.kill()
 
 
 def test_two_checkpoints_of_one_shape_have_different_fingerprints(tmp_path):

@@ -25,6 +25,7 @@ from shared import InputError
 from shared.generation.concurrency import BackgroundLoop
 from shared.generation.fingerprint import model_fingerprint, text_fingerprint
 from shared.generation.generator import Generator
+from shared.generation.orphans import OrphanWatch
 from shared.generation.prompts import EncodedRequest, PromptEncoder, load_tokenizer
 from shared.generation.requests import Completion, Request
 
@@ -91,10 +92,12 @@ class VllmGenerator(Generator):
             "max_num_seqs": max_num_seqs,
             "enforce_eager": enforce_eager,
         }
-        self._loop = BackgroundLoop()
+        self._loop, self._watch = BackgroundLoop(), OrphanWatch()
         try:
             self._engine = self._loop.run(_start(arguments, dict(engine or {}), kv_cache_gib))
+            self._watch.settle()
         except BaseException:
+            self._watch.close()
             self._loop.close()
             raise
         config = self._engine.vllm_config
@@ -172,6 +175,7 @@ class VllmGenerator(Generator):
         if self._engine is not None:
             self._engine.shutdown(timeout=SHUTDOWN_S)
             self._engine = None
+            self._watch.close()
             self._loop.close()
 
 
