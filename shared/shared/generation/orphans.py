@@ -47,7 +47,7 @@ class OrphanWatch:
 
 
 def watch(parent: int, spared: set[int]) -> None:
-    """Wait for the parent's death, then end what it started: SIGTERM, and SIGKILL for what is left TERMINATE_S later."""
+    """Wait for the parent's death, then end what it started: SIGTERM, and TERMINATE_S later SIGKILL."""
     started: dict[int, psutil.Process] = {}
     settled = False
     while os.getppid() == parent:
