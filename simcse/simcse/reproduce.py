@@ -16,6 +16,7 @@ import json
 import logging
 import multiprocessing
 import os
+import threading
 from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
@@ -110,10 +111,17 @@ def run_training(training: Training, data_dir: str | None) -> None:
         train(cfg)
 
 
-def _one_thread() -> None:
+def _start_worker() -> None:
+    """One thread, and no life after the parent: workers of a killed reproduction would go on training unseen."""
     import torch
 
     torch.set_num_threads(1)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    multiprocessing.parent_process().join()
+    os._exit(1)
 
 
 def run_all(todo: list[Training], processes: int, data_dir: str | None) -> None:
@@ -121,7 +129,7 @@ def run_all(todo: list[Training], processes: int, data_dir: str | None) -> None:
     # Set before the children import torch: a set_num_threads afterwards leaves idle threads that spin on the cores.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(processes, mp_context=context, initializer=_one_thread) as pool:
+    with ProcessPoolExecutor(processes, mp_context=context, initializer=_start_worker) as pool:
         running = {pool.submit(run_training, training, data_dir): training for training in todo}
         progress = tqdm(as_completed(running), total=len(running), desc="trainings", unit="run")
         for done in progress:
