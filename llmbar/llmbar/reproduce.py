@@ -21,6 +21,7 @@ from typing import Any
 import hydra
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
+from transformers.utils.logging import disable_progress_bar
 
 from llmbar import page, paper_tables, plots, summary
 from llmbar.data import HOUSE, HOUSE_FOLDER, RELEASED, Sets, load_sets
@@ -54,6 +55,7 @@ class Recorded:
 
 @entrypoint(config_name="reproduce")
 def main(cfg: DictConfig) -> None:
+    disable_progress_bar()
     run = Run(cfg.paper, cfg.experiment, cfg.scale, cfg.output_dir, cfg, cfg.seed)
     console = Console()
     try:
