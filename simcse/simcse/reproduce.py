@@ -41,7 +41,7 @@ from simcse.senteval import evaluate_pairs
 
 log = logging.getLogger(__name__)
 
-TRAJECTORY_STEPS = 20
+TRAJECTORY_STEPS = 10
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 
 
