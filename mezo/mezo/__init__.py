@@ -1,0 +1,1 @@
+"""MeZO: Fine-Tuning Language Models with Just Forward Passes (NeurIPS 2023), reproduced."""
