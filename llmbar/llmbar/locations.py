@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
+from llmbar.convert import convert_release
 from llmbar.data import HOUSE, HOUSE_FOLDER
 from shared import InputError, hub
 
@@ -37,5 +38,25 @@ def prompt_folder(which: str) -> tuple[str, Path]:
 
 
 def recorded_files() -> list[Path]:
-    """The recorded judges on this machine, by name. Raises NotAvailable where there are none."""
-    return sorted(hub.locate("llmbar", "recorded").glob("*.jsonl.gz"))
+    """The recorded judges on this machine, by name; where only the release's own files are, they are converted once.
+
+    Raises NotAvailable where there are none.
+    """
+    try:
+        folder = hub.locate("llmbar", "recorded")
+    except hub.NotAvailable:
+        release = _recorded_release()
+        if release is None:
+            raise
+        folder = hub.cache_folder("llmbar") / "recorded"
+        if not folder.is_dir():
+            log.warning("converting the release's recorded judgements, once, to %s", folder)
+            convert_release(release, folder)
+    return sorted(folder.glob("*.jsonl.gz"))
+
+
+def _recorded_release() -> Path | None:
+    try:
+        return hub.locate("llmbar", "recorded_release")
+    except hub.NotAvailable:
+        return None
