@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,14 +11,14 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from llmbar import tiny_judge
-from llmbar.data import Instance, Sets
+from llmbar.data import Instance, Sets, group
 from llmbar.decoding import Decoding, bias_sets, tiktoken_encoder, uses_bias
 from llmbar.judgements import write_judgements
 from llmbar.judges import Judged, PromptJudge
 from llmbar.locations import prompt_folder
 from llmbar.prompts import read_templates
 from llmbar.replay import Rules
-from llmbar.strategies import Strategy, from_config
+from llmbar.strategies import Strategy, all_strategies, from_config
 from shared import InputError
 from shared.generation import Completion, Generator, Request, make_generator
 
@@ -36,7 +37,7 @@ def ask_model(cfg: DictConfig, sets: Sets, output_dir: Path) -> tuple[Path, Rule
         raise InputError("strategy is empty; name one, e.g. strategy=vanilla")
     prompts, folder = prompt_folder(cfg.prompts)
     templates = read_templates(folder, strategies)
-    instances = [one for some in sets.values() for one in some]
+    parts = by_family(strategies, sets, cfg.data.get("strategies"))
     options = OmegaConf.to_container(cfg.judge.generator, resolve=True)
     options = {key: value for key, value in options.items() if value is not None}  # null: the back end's own default
     if "model" not in options:
@@ -47,24 +48,52 @@ def ask_model(cfg: DictConfig, sets: Sets, output_dir: Path) -> tuple[Path, Rule
         name = cfg.judge.name or str(cfg.model)
         decoding = make_decoding(cfg.decoding, strategies, generator)
         judge = partial(
-            PromptJudge, strategies=strategies, templates=templates, decoding=decoding,
+            PromptJudge, templates=templates, decoding=decoding,
             chat_format=cfg.judge.chat_format, name=name, parsing=cfg.parsing,
         )  # fmt: skip
         if cfg.dry_run:
-            generator.dry_run(planned_requests(judge, instances), output_dir / "answers.jsonl").print()
+            generator.dry_run(planned_requests(judge, parts), output_dir / "answers.jsonl").print()
             return None
         ask = partial(generator.generate, journal=output_dir / "answers.jsonl", keep_failures=True)
-        judged = judge(ask).run(instances)
+        judged = sum((judge(ask, chosen).run(instances) for chosen, instances in parts), Judged())
     if judged.failed:
         report_failures(judged, output_dir, cfg.allow_partial)
     path = write_judgements(output_dir, judged.records)
     extra = {
         "prompts": prompts,
-        "calls": {"naive": judged.calls.naive, "asked": judged.calls.asked, "instances": len(instances)},
+        "calls": {
+            "naive": judged.calls.naive,
+            "asked": judged.calls.asked,
+            "instances": sum(len(instances) for _, instances in parts),
+        },
         "failed": len(judged.failed),
         "chance_is_expected": cfg.model == tiny_judge.NAME,
     }
     return path, Rules(name, strategies, templates, cfg.parsing), extra
+
+
+def by_family(
+    strategies: dict[str, Strategy], sets: Sets, only: Mapping[str, Sequence[str]] | None
+) -> list[tuple[dict[str, Strategy], list[Instance]]]:
+    """(strategies, instances) that are judged together: everything, unless `only` limits a family to some strategies.
+
+    Raises InputError for a family or a strategy in `only` that does not exist, and where nothing is left to judge.
+    """
+    limits = {str(family): list(names) for family, names in (only or {}).items()}
+    known = all_strategies() | strategies
+    for family, names in limits.items():
+        if family not in {group(name) for name in sets}:
+            raise InputError(f"data.strategies.{family}: no set of this family is selected ({', '.join(sets)})")
+        if unknown := [name for name in names if name not in known]:
+            raise InputError(f"data.strategies.{family}: strategy {unknown[0]} is unknown; see configs/strategy/")
+    parts: dict[tuple[str, ...], list[Instance]] = {}
+    for name, instances in sets.items():
+        chosen = tuple(s for s in strategies if s in limits.get(group(name), strategies))
+        if chosen:
+            parts.setdefault(chosen, []).extend(instances)
+    if not parts:
+        raise InputError(f"data.strategies leaves nothing of strategy=[{', '.join(strategies)}] to ask")
+    return [({name: strategies[name] for name in chosen}, instances) for chosen, instances in parts.items()]
 
 
 def make_decoding(cfg: DictConfig, strategies: dict[str, Strategy], generator: Generator) -> Decoding:
@@ -83,11 +112,12 @@ def make_decoding(cfg: DictConfig, strategies: dict[str, Strategy], generator: G
     return Decoding(cfg.temperature, cfg.top_p, bias, cfg.short_limit)
 
 
-def planned_requests(judge: Any, instances: list[Instance]) -> list[Request]:
+def planned_requests(judge: Any, parts: Sequence[tuple[dict[str, Strategy], list[Instance]]]) -> list[Request]:
     """Every question a run could ask, for the dry run: helper texts and explanations stand in at their full length.
 
-    The stand-in is one short word per allowed token, and every first stage is taken to end in a conflict, so the
-    count is an upper bound up to the tokenizer's ways.
+    judge: (ask, strategies) -> a PromptJudge; parts: as `by_family` gives them. The stand-in is one short word per
+    allowed token, and every first stage is taken to end in a conflict, so the count is an upper bound up to the
+    tokenizer's ways.
     """
     asked: list[Request] = []
 
@@ -95,7 +125,8 @@ def planned_requests(judge: Any, instances: list[Instance]) -> list[Request]:
         asked.extend(wave)
         return [_stand_in(request) for request in wave]
 
-    judge(pretend).run(instances)
+    for strategies, instances in parts:
+        judge(pretend, strategies).run(instances)
     return asked
 
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from llmbar.data import Instance
@@ -48,9 +48,13 @@ class Calls:
 class Judged:
     """What came of a run: records in the replay format, the questions counted, and what has no answer."""
 
-    records: list[dict[str, Any]]
-    calls: Calls
-    failed: dict[str, str]  # "set[i] strategy" -> why
+    records: list[dict[str, Any]] = field(default_factory=list)
+    calls: Calls = field(default_factory=Calls)
+    failed: dict[str, str] = field(default_factory=dict)  # "set[i] strategy" -> why
+
+    def __add__(self, other: Judged) -> Judged:
+        calls = Calls(self.calls.naive + other.calls.naive, self.calls.asked + other.calls.asked)
+        return Judged(self.records + other.records, calls, self.failed | other.failed)
 
 
 class Questions:

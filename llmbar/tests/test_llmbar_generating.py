@@ -11,9 +11,11 @@ from pathlib import Path
 
 import pytest
 
+from llmbar.data import HOUSE_FOLDER, load_file
 from llmbar.evaluate import evaluate
-from llmbar.generating import planned_requests
+from llmbar.generating import by_family, planned_requests
 from llmbar.judges import PromptJudge
+from llmbar.strategies import all_strategies
 from llmbar.tiny_judge import tiny_judge
 from shared import InputError
 from shared.generation.cost import dry_run
@@ -188,12 +190,34 @@ def test_a_dry_run_counts_what_could_be_asked_and_asks_nothing(config, tiny, ser
     ten = {n: s for n, s in strategies.items() if not s.is_rating and s.stages[0].decide_by == "text"}
     instances = [some[0] for some in house.values()]
 
-    def judge(ask):
-        return PromptJudge(ask, ten, house_templates)
+    def judge(ask, chosen):
+        return PromptJudge(ask, chosen, house_templates)
 
-    cost = dry_run(planned_requests(judge, instances), load_tokenizer(str(tiny)))
+    cost = dry_run(planned_requests(judge, [(ten, instances)]), load_tokenizer(str(tiny)))
     assert cost.prompts == 22 * 5  # the dearest case: every CoT a conflict
     assert cost.max_completion_tokens > 0
+
+
+def test_a_family_of_sets_may_be_judged_with_fewer_strategies(config, tiny, tmp_path):
+    own = tmp_path / "own.json"
+    own.write_text((HOUSE_FOLDER / "House/Natural/dataset.json").read_text())
+    sets = {"House/Natural": load_file(own, "House/Natural")[:2], "own": load_file(own, "own")[:3]}
+    strategies = {name: one for name, one in all_strategies().items() if name in ("Vanilla", "CoT")}
+    everything, vanilla_only = by_family(strategies, sets, {"own": ["Vanilla", "Swap"]})
+    assert (list(everything[0]), len(everything[1])) == (list(strategies), 2)
+    assert (list(vanilla_only[0]), len(vanilla_only[1])) == (["Vanilla"], 3)
+    for limits, message in (
+        ({"Elsewhere": ["Vanilla"]}, "data.strategies.Elsewhere: no set of this family"),
+        ({"own": ["Vanila"]}, "data.strategies.own: strategy Vanila is unknown"),
+        ({"own": [], "House": []}, "leaves nothing of strategy"),
+    ):
+        with pytest.raises(InputError, match=message):
+            by_family(strategies, sets, limits)
+    overrides = ["judge=transformers", f"model={tiny}", "data.limit=1", "strategy=[vanilla,cot]", *HOUSE,
+                 "+data.strategies={House: [Vanilla]}"]  # fmt: skip
+    result = evaluate(config(*overrides), tmp_path / "run")
+    assert {cell["strategy"] for cell in result["cells"]} == {"Vanilla"}
+    assert result["calls"] == {"naive": 10, "asked": 10, "instances": 5}
 
 
 @pytest.mark.vllm
