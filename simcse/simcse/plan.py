@@ -15,29 +15,27 @@ what this machine lacks for them. Everything but the parameter counts is an esti
 Experiments and their settings are read from configs/experiment, so the plan is of what would run.
 """
 
-import contextlib
-import copy
-import itertools
 import json
-import os
-import shutil
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
-import hydra
-from hydra.core.global_hydra import GlobalHydra
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 
-from shared import InputError, hub
+from shared import InputError
 from shared.launch import entrypoint
+from shared.plan import (
+    GPU,
+    GPUS,
+    availability,
+    chosen_experiments,
+    chosen_gpu,
+    download_bytes,
+    machine_lacks,
+    runs_of,
+)
 from shared.results import write_atomic
-from shared.sources import human_bytes, sources
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 DEV_SENTENCES = 3_833  # distinct sentences of STS-B dev and SICK-R trial
@@ -90,27 +88,6 @@ DATA = {
 }
 
 
-@dataclass(frozen=True)
-class GPU:
-    """Dense bf16 (fp16 where there is no bf16) tensor peak in TFLOP/s with fp32 accumulation, memory in GB."""
-
-    tflops: float
-    memory_gb: float
-
-
-GPUS = {
-    "V100": GPU(125, 32),
-    "RTX3090": GPU(71, 24),
-    "RTX4090": GPU(165, 24),
-    "L4": GPU(121, 24),
-    "L40S": GPU(362, 48),
-    "A100": GPU(312, 80),
-    "H100": GPU(989, 80),
-    "H200": GPU(989, 141),
-    "B200": GPU(2250, 180),
-}
-
-
 @dataclass
 class Plan:
     """One experiment file: `runs` runs (a sweep has several), summed; memory is that of its largest run, in bytes."""
@@ -125,54 +102,6 @@ class Plan:
     needs: set[str] = field(default_factory=set)
     names: list[str] = field(default_factory=list)
     lacks: list[str] = field(default_factory=list)
-
-
-# -------------------------------------------------------------------------------------------- reading the experiments
-
-
-@contextlib.contextmanager
-def _composing() -> Iterator[None]:
-    """Inside an entrypoint Hydra is set up already; elsewhere it is for the time of the call."""
-    if GlobalHydra.instance().is_initialized():
-        yield
-    else:
-        with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
-            yield
-
-
-def experiment_files() -> list[str]:
-    """The names of the experiment files, in alphabetical order."""
-    return sorted(path.stem for path in (CONFIGS / "experiment").glob("*.yaml"))
-
-
-def runs_of(experiment: str, overrides: tuple[str, ...] = ()) -> list[DictConfig]:
-    """The configuration of every run of an experiment file: one, or at scale paper one per point of its sweep."""
-    base = [f"experiment={experiment}", *overrides]
-    with _composing():
-        whole = hydra.compose("config", base, return_hydra_config=True)
-        sweep = OmegaConf.to_container(whole.hydra.sweeper, resolve=False).get("params") or {}
-        OmegaConf.set_struct(whole, False)
-        del whole["hydra"]
-        if not sweep or whole.scale != "paper":
-            return [whole]
-        parser = OverridesParser.create()
-        axes = []
-        for key, choices in sweep.items():
-            (override,) = parser.parse_overrides([f"{key}={choices}"])
-            values = override.sweep_string_iterator() if override.is_sweep_override() else [choices]
-            axes.append([f"{key}={value}" for value in values])
-        points = list(itertools.product(*axes))
-        if any((CONFIGS / key).is_dir() for key in sweep):  # choosing a group's file needs Hydra
-            return [hydra.compose("config", [*base, *point]) for point in points]
-        return [_with_values(whole, parser.parse_overrides(list(point))) for point in points]
-
-
-def _with_values(whole: DictConfig, overrides: list[Override]) -> DictConfig:
-    """A copy with plain values set as Hydra sets them: ten times faster than composing again."""
-    cfg = copy.deepcopy(whole)
-    for override in overrides:
-        OmegaConf.update(cfg, override.key_or_group, override.value(), merge=True)
-    return cfg
 
 
 # --------------------------------------------------------------------------------------------------------- estimating
@@ -243,48 +172,6 @@ def plan_experiment(experiment: str, configs: list[DictConfig], gpu: GPU, utilis
     return plan
 
 
-# --------------------------------------------------------------------------------------------------- what is at hand
-
-
-def availability(paper: str, names: set[str]) -> dict[str, str | None]:
-    """For each needed source: None if it is on this machine (mirror or cache), else what would have to be done."""
-    known = sources(paper)
-    before = os.environ.get("HF_HUB_OFFLINE")
-    os.environ["HF_HUB_OFFLINE"] = "1"  # a plan looks, it downloads nothing
-    try:
-        return {name: _missing(paper, name, known) for name in sorted(names)}
-    finally:
-        if before is None:
-            del os.environ["HF_HUB_OFFLINE"]
-        else:
-            os.environ["HF_HUB_OFFLINE"] = before
-
-
-def _missing(paper: str, name: str, known: dict[str, Any]) -> str | None:
-    if name not in known:
-        return "no download listed: prepare the file and give data.path"
-    try:
-        hub.locate(paper, name)
-    except hub.NotAvailable:
-        origin = known[name].origin
-        return f"{human_bytes(known[name].bytes)} from {origin}: make mirror-{paper} ARGS={name}"
-    return None
-
-
-def machine_lacks(gpu_name: str, processes: int, download: int) -> list[str]:
-    """What this machine lacks in general: the GPUs, disk for the downloads."""
-    import torch
-
-    lacks = []
-    here = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if here < processes:
-        lacks.append(f"GPU: {here} here, {processes} x {gpu_name} planned")
-    free = shutil.disk_usage(Path.home()).free
-    if free < 2 * download:  # an archive lies beside what is unpacked from it
-        lacks.append(f"disk: {human_bytes(free)} free, {human_bytes(2 * download)} wanted for the downloads")
-    return lacks
-
-
 # -------------------------------------------------------------------------------------------------------------- output
 
 
@@ -340,31 +227,23 @@ def make_plan(cfg: DictConfig) -> tuple[list[Plan], dict[str, str | None], list[
     Raises:
         InputError: an unknown GPU or experiment, or a number outside its range.
     """
-    if cfg.gpu not in GPUS:
-        raise InputError(f"gpu={cfg.gpu} is not listed; known: {', '.join(GPUS)}")
+    gpu = chosen_gpu(cfg.gpu)
     if not 0 < cfg.utilisation <= 1:
         raise InputError(f"utilisation={cfg.utilisation}: give a fraction of the peak in (0, 1]")
     if cfg.gpus < 1:
         raise InputError(f"gpus={cfg.gpus}: give at least 1")
-    names = experiment_files() if cfg.experiments is None else list(cfg.experiments)
-    if unknown := sorted(set(names) - set(experiment_files())):
-        known = ", ".join(experiment_files())
-        raise InputError(f"experiments: there is no {', '.join(unknown)}; there are {known}")
-    configs = {name: runs_of(name) for name in names}
+    names = chosen_experiments(CONFIGS, cfg.experiments)
+    configs = {name: runs_of(CONFIGS, name) for name in names}
     paper_scale = {name: runs for name, runs in configs.items() if runs[0].scale == "paper"}
     if cfg.experiments is not None and len(paper_scale) < len(names):
         raise InputError(f"experiments: {', '.join(sorted(set(names) - set(paper_scale)))} is not of scale paper")
-    plans = [
-        plan_experiment(name, runs, GPUS[cfg.gpu], cfg.utilisation, cfg.gpus) for name, runs in paper_scale.items()
-    ]
+    plans = [plan_experiment(name, runs, gpu, cfg.utilisation, cfg.gpus) for name, runs in paper_scale.items()]
     missing = availability(cfg.paper, set().union(*(plan.needs for plan in plans)))
     for plan in plans:
         plan.lacks = [name for name in sorted(plan.needs) if missing[name]]
-        if plan.memory > GPUS[cfg.gpu].memory_gb * 1e9:
+        if plan.memory > gpu.memory_gb * 1e9:
             plan.lacks.append(f"memory of {cfg.gpu} (set compute.grad_cache_chunk)")
-    known = sources(cfg.paper)
-    download = sum(known[name].bytes or 0 for name, what in missing.items() if what and name in known)
-    return plans, missing, machine_lacks(cfg.gpu, cfg.gpus, download)
+    return plans, missing, machine_lacks(cfg.gpu, cfg.gpus, download_bytes(cfg.paper, missing))
 
 
 @entrypoint(config_path="../configs", config_name="plan")

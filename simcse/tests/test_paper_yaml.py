@@ -7,7 +7,8 @@ from hydra import compose, initialize_config_dir
 
 from shared.claims import SCALES, find_metric
 from shared.paper import load_paper
-from simcse.plan import CONFIGS, experiment_files, runs_of
+from shared.plan import experiment_files, runs_of
+from simcse.plan import CONFIGS
 
 # The paper's own averages of these rows differ from the mean of the printed columns.
 OFF_IN_THE_PAPER = {("table5", "sbert_base"), ("table_e1", "bert_avg")}
@@ -24,11 +25,11 @@ def paper():
 def trained():
     """Names of all runs that the experiment files of scale paper expand to."""
     names = set()
-    for experiment in experiment_files():
-        configs = runs_of(experiment)
+    for experiment in experiment_files(CONFIGS):
+        configs = runs_of(CONFIGS, experiment)
         if configs[0].scale == "paper":
             names |= {cfg.experiment for cfg in configs}
-    return names | {cfg.experiment for cfg in runs_of("ablation_pairs", ("data.sample=134000",))}
+    return names | {cfg.experiment for cfg in runs_of(CONFIGS, "ablation_pairs", ("data.sample=134000",))}
 
 
 def test_every_table_is_there_with_its_average(paper):

@@ -10,7 +10,8 @@ from omegaconf import OmegaConf
 from transformers import BertConfig, BertModel, RobertaConfig, RobertaModel
 
 from shared import InputError
-from simcse.plan import CONFIGS, ENCODERS, GPUS, as_json, availability, estimate, make_plan, runs_of
+from shared.plan import GPUS, availability, runs_of
+from simcse.plan import CONFIGS, ENCODERS, as_json, estimate, make_plan
 
 
 def configuration(name):
@@ -38,7 +39,7 @@ def plan_config(*overrides):
 
 
 def test_the_unsupervised_run_costs_what_its_formula_says():
-    (cfg,) = runs_of("unsup_bert_base")
+    (cfg,) = runs_of(CONFIGS, "unsup_bert_base")
     one = estimate(cfg)
     assert one["tokens"] == 1_000_000 * 2 * 32
     block = 85_054_464
@@ -48,15 +49,15 @@ def test_the_unsupervised_run_costs_what_its_formula_says():
 
 
 def test_mlm_costs_a_second_pass_and_chunks_save_memory():
-    (plain,), (mlm,) = runs_of("sup_bert_base"), runs_of("sup_bert_base_mlm")
-    (chunked,) = runs_of("sup_bert_base", ("compute.grad_cache_chunk=64",))
+    (plain,), (mlm,) = runs_of(CONFIGS, "sup_bert_base"), runs_of(CONFIGS, "sup_bert_base_mlm")
+    (chunked,) = runs_of(CONFIGS, "sup_bert_base", ("compute.grad_cache_chunk=64",))
     plain, mlm, chunked = map(estimate, (plain, mlm, chunked))
     assert 1.9 < mlm["flops"] / plain["flops"] < 2.2
     assert chunked["memory"] < 0.3 * plain["memory"] and chunked["flops"] > 1.25 * plain["flops"]
 
 
 def test_processes_share_the_batch_but_not_the_weights():
-    (cfg,) = runs_of("sup_bert_base")
+    (cfg,) = runs_of(CONFIGS, "sup_bert_base")
     one, four = estimate(cfg)["memory"], estimate(cfg, processes=4)["memory"]
     weights = 16 * (108_891_648 + 768 * 768 + 768) + 2 * 85_054_464
     assert weights < four < one and (four - weights) < 0.3 * (one - weights)
@@ -64,7 +65,7 @@ def test_processes_share_the_batch_but_not_the_weights():
 
 @pytest.mark.parametrize("experiment", ["ablation_augment", "ablation_hardneg", "ablation_objective"])
 def test_the_runs_of_a_sweep_are_those_that_hydra_composes(experiment):
-    runs = runs_of(experiment)
+    runs = runs_of(CONFIGS, experiment)
     point = runs[-1]
     override = {
         "ablation_augment": "augment={name:mlm_15,kind:mlm,percent:15}",
@@ -79,7 +80,7 @@ def test_the_runs_of_a_sweep_are_those_that_hydra_composes(experiment):
 
 
 def test_a_sweep_counts_every_run():
-    names = [cfg.experiment for cfg in runs_of("ablation_dropout")]
+    names = [cfg.experiment for cfg in runs_of(CONFIGS, "ablation_dropout")]
     assert len(names) == len(set(names)) == 8
     plans, *_ = make_plan(plan_config("experiments=[ablation_dropout,unsup_bert_base]", "gpu=A100"))
     assert [plan.runs for plan in plans] == [8, 1]
@@ -125,7 +126,7 @@ def test_a_wrong_option_is_an_error_that_says_what_there_is(override, message):
 
 
 def test_a_model_of_unknown_size_is_an_error_not_a_guess():
-    (cfg,) = runs_of("unsup_bert_base", ("model=some-other-model",))
+    (cfg,) = runs_of(CONFIGS, "unsup_bert_base", ("model=some-other-model",))
     with pytest.raises(InputError, match="model=some-other-model"):
         estimate(cfg)
 
@@ -133,5 +134,6 @@ def test_a_model_of_unknown_size_is_an_error_not_a_guess():
 def test_json_carries_the_estimates_with_their_assumptions():
     cfg = plan_config("experiments=[unsup_bert_base]", "gpus=2")
     whole = json.loads(as_json(*make_plan(cfg), cfg))
-    assert whole["assumptions"] == {"gpu": "H100", "tflops": 989, "memory_gb": 80, "gpus": 2, "utilisation": 0.25}
+    h100 = {"gpu": "H100", "tflops": 989, "memory_gb": 80, "bandwidth_gbs": 3350}
+    assert whole["assumptions"] == h100 | {"gpus": 2, "utilisation": 0.25}
     assert whole["estimates"][0]["experiment"] == "unsup_bert_base" and whole["estimates"][0]["hours"] > 0
