@@ -305,7 +305,10 @@ def command_line(arguments: list[str]) -> int:
     )
     parser.add_argument("paper")
     parser.add_argument(
-        "names", nargs="*", metavar="name", help="sources of the paper (default: all), or hub model ids"
+        "names",
+        nargs="*",
+        metavar="name",
+        help="sources of the paper (default: all but optional ones), or hub model ids",
     )
     parser.add_argument("--to", metavar="DIR", help="the mirror; default $REPRO_MIRROR")
     options = parser.parse_args(arguments)
@@ -320,8 +323,12 @@ def command_line(arguments: list[str]) -> int:
 
 def _chosen(paper: str, names: list[str]) -> list[Source]:
     known = sources(paper)
+    if not names:
+        names = [name for name, entry in known.items() if not entry.optional]
+        if left := [name for name in known if name not in names]:
+            print(f"left out, unless you name them: {', '.join(left)}")
     wanted = []
-    for name in names or known:
+    for name in names:
         if name in known or "/" not in name:
             wanted.append(source(paper, name))
         else:

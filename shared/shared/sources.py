@@ -32,6 +32,7 @@ class Source:
               name and `**` for any number of them; `keep` narrows it to members that match one of its patterns.
     excerpt   {of: another source, lines: n}: the first n lines of that file, made locally.
     sha256    {path below `mirror`, or the file's name: digest}.
+    optional  large, or needed by few: `make mirror-<paper>` leaves it out unless it is named.
     """
 
     paper: str
@@ -49,6 +50,7 @@ class Source:
     excerpt: dict = field(default_factory=dict)
     sha256: dict[str, str] = field(default_factory=dict)
     bytes: int | None = None
+    optional: bool = False
     licence: str = "not stated"
     note: str = ""
 

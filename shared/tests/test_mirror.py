@@ -93,6 +93,22 @@ def test_mirror_brings_every_kind_of_source_and_records_commit_and_digests(toy, 
     assert re.search(r"big +102 kB", done.stdout) and re.search(r"bert +102 kB", done.stdout)
 
 
+def test_an_optional_source_is_fetched_only_when_it_is_named(local_hub, papers, client, tmp_path):
+    local_hub.repos["dataset", "org/data"] = {"big.txt": BIG, "small.txt": b"one\n"}
+    papers(
+        {
+            "big": {**DATA, "files": "big.txt", "mirror": "big.txt", "optional": True},
+            "small": {**DATA, "files": "small.txt", "mirror": "small.txt"},
+        }
+    )
+    done = mirror(client)
+    assert done.returncode == 0, done.stderr
+    assert "left out, unless you name them: big" in done.stdout
+    assert local_hub.downloads() == {"small.txt": 1}
+    assert mirror(client, "big").returncode == 0
+    assert (tmp_path / "mirror/toy/big.txt").read_bytes() == BIG
+
+
 def test_a_second_run_downloads_nothing(toy, client):
     again = "from shared.mirror import command_line\nassert command_line(['mirror', 'toy']) == 0\n"
     done = client(again * 2)
