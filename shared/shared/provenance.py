@@ -97,14 +97,18 @@ def command_line(argv: list[str], module: str | None, root: Path | None = None) 
 
 
 def git_state(root: Path) -> tuple[str | None, bool | None]:
-    """(commit, dirty) of the checkout; (None, None) without git or outside a repository."""
+    """(commit, dirty) of the checkout; (None, None) without git or outside a repository.
+
+    Records and READMEs can move no number, and a run that is to be recorded writes them: they do not count.
+    """
 
     def git(*arguments: str) -> str:
         done = subprocess.run(["git", "-C", root, *arguments], capture_output=True, text=True, timeout=20, check=True)
         return done.stdout.strip()
 
     try:
-        return git("rev-parse", "HEAD"), bool(git("status", "--porcelain"))
+        texts = (":(exclude,glob)**/records/**", ":(exclude,glob)**/*.md")
+        return git("rev-parse", "HEAD"), bool(git("status", "--porcelain", "--", ".", *texts))
     except (OSError, subprocess.SubprocessError):
         return None, None
 
