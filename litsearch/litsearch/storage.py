@@ -1,0 +1,105 @@
+"""Index folders: memory-mapped arrays, lines of text, and a metadata.json that refuses what was not asked for.
+
+    with new_folder(folder, metadata) as making:      # a temporary folder beside it, renamed when all is written
+        np.save(making / "vectors.npy", vectors)
+    metadata = read_metadata(folder, expected)         # InputError naming the field that differs
+    vectors = open_array(folder, "vectors")            # read-only, memory-mapped
+
+Nothing is pickled, so an index from elsewhere can be opened without running its code.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from shared import InputError
+from shared.results import write_atomic
+
+METADATA = "metadata.json"
+FORMAT = 1
+
+
+@contextlib.contextmanager
+def new_folder(folder: str | Path, metadata: Mapping[str, Any]) -> Iterator[Path]:
+    """A temporary folder to fill; it takes `folder`'s place whole, with `metadata`, or (on an error) not at all.
+
+    `metadata` is written when the block ends, so the block may still add to it.
+    """
+    folder = Path(folder).expanduser()
+    if folder.exists() and not ((folder / METADATA).is_file() or (folder.is_dir() and not any(folder.iterdir()))):
+        raise InputError(f"{folder} exists and is not an index; give a new folder or an index to replace")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    making = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".tmp", dir=folder.parent))
+    try:
+        yield making
+        content = json.dumps({"format": FORMAT, **metadata}, indent=1, ensure_ascii=False, allow_nan=False)
+        write_atomic(making / METADATA, content + "\n")
+        making.chmod(0o755)
+        _take_place(making, folder)
+    finally:
+        shutil.rmtree(making, ignore_errors=True)
+
+
+def _take_place(making: Path, folder: Path) -> None:
+    if not folder.exists():
+        making.rename(folder)
+        return
+    # A folder cannot be renamed over a full one: for one instant there is none, never a mixture of both.
+    old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
+    folder.rename(old)
+    making.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def read_metadata(folder: str | Path, expected: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """The metadata of an index folder.
+
+    Args:
+        expected: values that must be the same in the index; None stands for "not asked for" and is not compared.
+
+    Raises:
+        InputError: no index there, one of another format, or a value that differs (both values are named).
+    """
+    path = Path(folder).expanduser() / METADATA
+    try:
+        metadata = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{path.parent} is not an index: it has no {METADATA}") from None
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} cannot be read ({error}); make the index again") from None
+    if not isinstance(metadata, dict) or metadata.get("format") != FORMAT:
+        raise InputError(f"{path.parent} is an index of another version of this program; make it again")
+    for field, wanted in (expected or {}).items():
+        if wanted is not None and metadata.get(field) != wanted:
+            raise InputError(
+                f"{path.parent} was made with {field}={metadata.get(field)!r}, but {field}={wanted!r} is asked for; "
+                "make the index again or ask for what it was made with"
+            )
+    return metadata
+
+
+def open_array(folder: str | Path, name: str) -> np.ndarray:
+    """`<folder>/<name>.npy`, memory-mapped and read-only. Raises InputError where it is missing or cut off."""
+    path = Path(folder).expanduser() / f"{name}.npy"
+    try:
+        return np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        if path.is_file() and _is_empty(path):
+            return np.load(path, allow_pickle=False)  # an array without elements cannot be mapped
+        raise InputError(f"{path} cannot be read ({error}); make the index again") from None
+
+
+def _is_empty(path: Path) -> bool:
+    try:
+        return np.load(path, allow_pickle=False).size == 0
+    except (OSError, ValueError, EOFError):
+        return False
