@@ -16,7 +16,7 @@ import json
 import logging
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -80,14 +80,22 @@ class Fingerprint:
 
 @dataclass
 class Corpus:
-    """Papers in the order of the file; a paper's position is its index in `papers`."""
+    """Papers in the order of the file; a paper's position is its index in `papers`.
+
+    `source` is the file or folder it was read from. Where the full texts were left there (they are 2.4 GB for the whole
+    corpus), `has_full_papers` is False and `stream()` reads them again.
+    """
 
     papers: list[Paper]
+    source: Path | None = None
+    has_full_papers: bool = True
+    without_full_text: int | None = None
+    known_fingerprint: str | None = None
     _positions: dict[int, int] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
         if not self.papers:
-            raise InputError("the corpus holds no papers")
+            raise InputError(f"{self.source or 'the corpus'} holds no papers")
         for position, paper in enumerate(self.papers):
             first = self._positions.setdefault(paper.corpusid, position)
             if first != position:
@@ -115,18 +123,27 @@ class Corpus:
     @functools.cached_property
     def fingerprint(self) -> str:
         """sha256 over all fields of all papers: what runs and indexes are checked against."""
+        if self.known_fingerprint is not None:
+            return self.known_fingerprint
         fingerprint = Fingerprint()
         for paper in self.papers:
             fingerprint.add(paper)
         return fingerprint.hex()
 
+    def stream(self) -> Iterator[Paper]:
+        """The papers in order with their full texts, one at a time."""
+        return iter(self.papers) if self.has_full_papers else iter_papers(self.source)
+
     def facts(self) -> dict[str, int]:
         """What is allowed but worth knowing: papers without any text, citations, and citations that lead outside."""
         citations = [cited for paper in self.papers for cited in paper.citations]
+        lacking = self.without_full_text
+        if lacking is None:
+            lacking = sum(not paper.full_paper.strip() for paper in self.papers)
         return {
             "papers": len(self),
             "without_text": sum(not (p.title.strip() or p.abstract.strip()) for p in self.papers),
-            "without_full_text": sum(not paper.full_paper.strip() for paper in self.papers),
+            "without_full_text": lacking,
             "citations": len(citations),
             "citations_outside": sum(cited not in self for cited in citations),
         }
@@ -146,12 +163,23 @@ def iter_papers(path: str | Path) -> Iterator[Paper]:
         yield paper_from_s2orc(record, where) if is_s2orc(record) else _paper(record, where)
 
 
-def load_corpus(path: str | Path) -> Corpus:
-    """All papers of a file or folder. Raises InputError (see `iter_papers`), also for an id that appears twice."""
-    corpus = Corpus(list(iter_papers(path)))
+def load_corpus(path: str | Path, full_papers: bool = True) -> Corpus:
+    """All papers of a file or folder.
+
+    Args:
+        full_papers: False leaves the full texts in the file (`Corpus.stream` reads them); the fingerprint is the same.
+
+    Raises InputError (see `iter_papers`), also for an id that appears twice.
+    """
+    papers, fingerprint, lacking = [], Fingerprint(), 0
+    for paper in iter_papers(path):
+        fingerprint.add(paper)
+        lacking += not paper.full_paper.strip()
+        papers.append(paper if full_papers else replace(paper, full_paper=""))
+    corpus = Corpus(papers, Path(path).expanduser(), full_papers, lacking, fingerprint.hex())
     facts = corpus.facts()
     for fact, text in (
-        ("without_text", "have neither title nor abstract; they stay in the corpus"),
+        ("without_text", "papers have neither title nor abstract; they stay in the corpus"),
         ("citations_outside", "citations lead to papers outside the corpus; one-hop expansion leaves them out"),
     ):
         if facts[fact]:
