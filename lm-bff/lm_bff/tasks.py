@@ -41,7 +41,7 @@ class Task:
 
     max_length, first_sent_limit, other_sent_limit: tokens of the prompt, of sentence 0, of every other sentence (those
     of demonstrations included); `double_demo`: twice max_length with demonstrations. num_sample: sets of demonstrations
-    per test example.
+    per test example. majority: the most frequent label of the full training set.
     """
 
     name: str
@@ -53,6 +53,7 @@ class Task:
     reader: Reader
     metrics: tuple[str, ...] = ()
     bounds: tuple[float, float] | None = None
+    majority: Label | None = None
     max_length: int = 128
     first_sent_limit: int | None = None
     other_sent_limit: int | None = None
@@ -134,6 +135,8 @@ def _check(task: Task, where: str) -> None:
             f"{where}: template {task.template!r} asks for sentence {task.parsed_template.num_sentences - 1}, but "
             f"examples have {task.num_sentences} (numbered from 0)"
         )
+    if task.majority is not None and task.majority not in task.labels:
+        raise InputError(f"{where}: majority is {task.majority!r}, which is not one of {list(task.labels)}")
     for name in ("max_length", "num_sample"):
         if not isinstance(getattr(task, name), int) or getattr(task, name) < 1:
             raise InputError(f"{where}: {name} is {getattr(task, name)!r}: give 1 or more")
