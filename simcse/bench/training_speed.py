@@ -10,7 +10,8 @@ longest row. Ours: `simcse.train`'s own model, collator and trainer, without dev
 
 A run's clock starts after its second step and stops after its last, so that start-up is left out on both sides. Sides
 alternate; speeds are medians, and `ratio` is ours over theirs (1.3 is the aim). The same ratio by processor time stands
-beside it: it changes less where other programs share the machine.
+beside it: it changes less where other programs share the machine. A last run per side, under torch's profiler, says
+what the time goes into: both sides train the same encoder in fp32, so the matrix products are the same work but for padding.
 """
 
 import argparse
@@ -150,6 +151,37 @@ def theirs(model: str, examples: Examples, steps: int, folder: Path) -> dict[str
     return clock.speed
 
 
+GROUPS = {
+    "matrix products": (
+        "aten::mm",
+        "aten::addmm",
+        "aten::bmm",
+        "mkldnn",
+        "scaled_dot_product",
+        "flash_attention",
+        "linear",
+    ),
+    "dropout": ("bernoulli", "dropout"),
+    "softmax, LayerNorm, GELU": ("softmax", "layer_norm", "gelu"),
+    "optimizer": ("_foreach", "_fused_adam", "adamw", "sqrt", "addcdiv", "addcmul", "lerp"),
+}
+
+
+def operator_shares(run: Callable[[], object]) -> dict[str, float]:
+    """Share of processor time per group of torch operators in one run, backward passes included, start-up too."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
+        run()
+    seconds = dict.fromkeys([*GROUPS, "other operators"], 0.0)
+    for event in profiler.key_averages():
+        name = event.key.lower()
+        if not name.startswith(("aten::", "mkldnn", "torch::", "autograd::")):
+            continue
+        group = next((g for g, parts in GROUPS.items() if any(part in name for part in parts)), "other operators")
+        seconds[group] += event.self_cpu_time_total
+    whole = sum(seconds.values())
+    return {group: taken / whole for group, taken in seconds.items()}
+
+
 def compare(encoder: str, experiment: str, options: argparse.Namespace, folder: Path) -> dict:
     """Alternate the two sides on one encoder and one kind of data."""
     examples = load_examples(compose(f"experiment={experiment}").data, 42)
@@ -172,7 +204,13 @@ def compare(encoder: str, experiment: str, options: argparse.Namespace, folder: 
         {side: statistics.median(one[what] for one in runs) for side, runs in sides.items()}
         for what in ("steps_per_second", "processor_seconds_per_step")
     )
+    shares = {}
+    if options.profile:
+        for side in run:
+            with contextlib.redirect_stdout(io.StringIO()):
+                shares[side] = operator_shares(run[side])
     return {
+        "operator_shares": shares,
         "encoder": encoder,
         "experiment": experiment,
         "text": examples.source,
@@ -198,6 +236,10 @@ def print_table(rows: list[dict]) -> None:
             *(f"{row['ratio']:.2f}", f"{row['processor_ratio']:.2f}", f"{row['tokenising_seconds']:.1f} s"),
         )
     Console().print(table)
+    for row in rows:
+        for side, shares in row["operator_shares"].items():
+            parts = ", ".join(f"{group} {share:.0%}" for group, share in shares.items())
+            Console(soft_wrap=True).print(f"{row['encoder']}, {row['experiment']}, {side}: {parts}", highlight=False)
 
 
 def main() -> None:
@@ -207,6 +249,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=22, help=f"per run, {WARM_UP_STEPS} of them warm-up")
     parser.add_argument("--repetitions", type=int, default=3)
     parser.add_argument("--row-chunks", type=int, help="default: what training chooses")
+    parser.add_argument("--no-profile", dest="profile", action="store_false", help="leave out the shares of operators")
     parser.add_argument("--out", type=Path, help="default: simcse/bench/records/<date>-<device>-training-speed.json")
     options = parser.parse_args()
     if options.steps <= WARM_UP_STEPS or options.repetitions < 1:
