@@ -103,3 +103,36 @@ def _is_empty(path: Path) -> bool:
         return np.load(path, allow_pickle=False).size == 0
     except (OSError, ValueError, EOFError):
         return False
+
+
+class GrowingArray:
+    """A one-dimensional `.npy` file written piece by piece, its length known only at the end.
+
+    numpy's header is padded, so a header of the final length is written over the first one in place.
+    """
+
+    HEADER_BYTES = 128
+
+    def __init__(self, path: Path, dtype: np.dtype | type):
+        self.path, self.dtype, self.length = path, np.dtype(dtype), 0
+
+    def __enter__(self) -> GrowingArray:
+        self.file = self.path.open("wb")
+        self.file.write(self._header())
+        return self
+
+    def append(self, values: np.ndarray) -> None:
+        np.ascontiguousarray(values, self.dtype).tofile(self.file)
+        self.length += len(values)
+
+    def __exit__(self, *_: object) -> None:
+        self.file.seek(0)
+        self.file.write(self._header())
+        self.file.close()
+
+    def _header(self) -> bytes:
+        about = {"descr": self.dtype.str, "fortran_order": False, "shape": (self.length,)}
+        text = repr(about).encode("latin1")
+        magic = b"\x93NUMPY\x01\x00"
+        room = self.HEADER_BYTES - len(magic) - 2
+        return magic + room.to_bytes(2, "little") + text.ljust(room - 1) + b"\n"

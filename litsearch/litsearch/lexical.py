@@ -1,0 +1,177 @@
+"""Retrievers that need no model: BM25, TF-IDF (with or without LSA), and random word vectors as the floor."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from litsearch import storage
+from litsearch.bm25 import BM25, EPSILON, K1, B
+from litsearch.ranking import top_k
+from litsearch.retrievers import check_search
+from litsearch.text import terms
+from shared import InputError
+
+
+class BM25Retriever:
+    """`litsearch.bm25.BM25` behind the retrievers' interface.
+
+    Args:
+        processes, cache: how keys are tokenized. folder: where the index is built, for keys that do not fit in memory.
+    """
+
+    def __init__(
+        self,
+        name: str = "bm25",
+        key: str = "title_abstract",
+        k1: float = K1,
+        b: float = B,
+        epsilon: float = EPSILON,
+        processes: int = 1,
+        cache: str | Path | None = None,
+        folder: str | Path | None = None,
+    ):
+        self.name, self.key = name, key
+        self.parameters = {"k1": k1, "b": b, "epsilon": epsilon}
+        self.processes, self.cache, self.folder = processes, cache, folder
+        self.bm25: BM25 | None = None
+
+    def index(self, keys: Iterable[str]) -> None:
+        about = {"retriever": self.name, "key": self.key}
+        options = {"processes": self.processes, "cache": self.cache, "folder": self.folder, "about": about}
+        self.bm25 = BM25(keys, **self.parameters, **options)
+
+    def search(self, queries: Sequence[str], k: int) -> tuple[np.ndarray, np.ndarray]:
+        check_search(queries, k, None if self.bm25 is None else len(self.bm25))
+        positions, scores = self.bm25.search_scored(queries, k)
+        return positions, scores.astype(np.float32)
+
+    def metadata(self) -> dict[str, Any]:
+        from litsearch.text import tokenizer_version
+
+        return {"retriever": self.name, "key": self.key, **self.parameters, "tokenizer": tokenizer_version()}
+
+    def save(self, folder: Path) -> None:
+        self.bm25.save(folder, {"retriever": self.name, "key": self.key})
+
+    def load(self, folder: Path) -> None:
+        self.bm25 = BM25.load(folder, self.metadata())
+
+
+class TfidfRetriever:
+    """Cosine of TF-IDF vectors (scikit-learn's weights) over BM25's terms; with `components`, of their LSA.
+
+    Args:
+        components: dimensions of the truncated SVD (latent semantic analysis); None keeps the sparse vectors.
+    """
+
+    def __init__(
+        self,
+        name: str = "tfidf",
+        key: str = "title_abstract",
+        components: int | None = None,
+        sublinear_tf: bool = True,
+        seed: int = 0,
+    ):
+        if components is not None and (not isinstance(components, int) or components < 1):
+            raise InputError(f"retriever.components={components!r}: give a whole number above 0, or null")
+        self.name, self.key = name, key
+        self.components, self.sublinear_tf, self.seed = components, sublinear_tf, seed
+        self.vectors: Any = None
+
+    def index(self, keys: Iterable[str]) -> None:
+        from sklearn.decomposition import TruncatedSVD
+        from sklearn.feature_extraction.text import TfidfVectorizer
+
+        self._weights = TfidfVectorizer(analyzer=terms, sublinear_tf=self.sublinear_tf, dtype=np.float32)
+        try:
+            self.vectors = self._weights.fit_transform(keys)
+        except ValueError as error:
+            raise InputError(f"keys: {error}") from None
+        if self.components is not None:
+            largest = min(self.vectors.shape) - 1
+            if self.components > largest:
+                raise InputError(f"retriever.components={self.components}: these keys allow at most {largest}")
+            self._svd = TruncatedSVD(self.components, random_state=self.seed)
+            self.vectors = _unit_rows(self._svd.fit_transform(self.vectors))
+
+    def search(self, queries: Sequence[str], k: int) -> tuple[np.ndarray, np.ndarray]:
+        check_search(queries, k, None if self.vectors is None else self.vectors.shape[0])
+        found = self._weights.transform(queries)
+        if self.components is not None:
+            return best_of(_unit_rows(self._svd.transform(found)) @ self.vectors.T, k)
+        return best_of((found @ self.vectors.T).toarray(), k)
+
+    def metadata(self) -> dict[str, Any]:
+        options = {"components": self.components, "sublinear_tf": self.sublinear_tf, "seed": self.seed}
+        return {"retriever": self.name, "key": self.key, **options}
+
+    def save(self, folder: Path) -> None:
+        raise InputError("retriever=tfidf keeps no index: it is made anew in about the time it takes to read one")
+
+    load = save
+
+
+class RandomWordVectors:
+    """What no learning gives: a fixed random vector per word, averaged. Every retriever should be far above it.
+
+    Words are split at white space and lower-cased; a word's vector is drawn by a generator seeded with its CRC-32.
+    """
+
+    def __init__(self, name: str = "random", key: str = "title_abstract", hidden: int = 300):
+        self.name, self.key, self.hidden = name, key, hidden
+        self.vectors: np.ndarray | None = None
+        self._words: dict[str, np.ndarray] = {}
+
+    def encode_keys(self, texts: Iterable[str]) -> np.ndarray:
+        """`(n, hidden)` float16."""
+        return np.stack([self._encode(text) for text in texts])
+
+    encode_queries = encode_keys
+
+    def _encode(self, text: str) -> np.ndarray:
+        words = text.lower().split()
+        if not words:
+            return np.zeros(self.hidden, np.float16)
+        return np.mean([self._vector(word) for word in words], axis=0).astype(np.float16)
+
+    def _vector(self, word: str) -> np.ndarray:
+        vector = self._words.get(word)
+        if vector is None:
+            generator = np.random.RandomState(zlib.crc32(word.encode("utf-8", "surrogatepass")))
+            vector = self._words[word] = generator.standard_normal(self.hidden)
+        return vector
+
+    def index(self, keys: Iterable[str]) -> None:
+        self.vectors = self.encode_keys(keys)
+
+    def search(self, queries: Sequence[str], k: int) -> tuple[np.ndarray, np.ndarray]:
+        check_search(queries, k, None if self.vectors is None else len(self.vectors))
+        keys, found = (_unit_rows(v.astype(np.float64)) for v in (self.vectors, self.encode_queries(queries)))
+        return best_of(found @ keys.T, k)
+
+    def metadata(self) -> dict[str, Any]:
+        return {"retriever": self.name, "key": self.key, "hidden": self.hidden}
+
+    def save(self, folder: Path) -> None:
+        with storage.new_folder(folder, {"kind": "random", **self.metadata()}) as making:
+            np.save(making / "vectors.npy", self.vectors)
+
+    def load(self, folder: Path) -> None:
+        storage.read_metadata(folder, {"kind": "random", **self.metadata()})
+        self.vectors = storage.open_array(folder, "vectors")
+
+
+def best_of(scores: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """Positions `(n_queries, k)` and float32 scores of the best columns of `(n_queries, n_keys)` scores."""
+    positions = np.stack([top_k(row, k) for row in scores])
+    return positions, np.take_along_axis(scores, positions, axis=1).astype(np.float32)
+
+
+def _unit_rows(vectors: np.ndarray) -> np.ndarray:
+    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+    return vectors / np.where(lengths == 0, 1, lengths)
