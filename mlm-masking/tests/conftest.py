@@ -1,0 +1,111 @@
+"""Tiny real checkpoints for the tests of this paper: a byte-level BPE tokenizer and random encoders, made here."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+TEXT = """the cat sat on the mat . a dog ran in the park . a good film , warm and funny . a bad film , dull and long .
+who is in the house ? where did the dog run ? the house is red and the river is wide . she said that he was late ."""
+
+
+def train_tokenizer(folder: Path, vocab_size: int = 320):
+    """A RoBERTa tokenizer with <s>, <pad>, </s>, <unk> as ids 0 to 3 and <mask> last, saved in `folder`."""
+    from tokenizers import ByteLevelBPETokenizer
+    from transformers import RobertaTokenizer
+
+    trained = ByteLevelBPETokenizer()
+    special = ["<s>", "<pad>", "</s>", "<unk>"]
+    trained.train_from_iterator(
+        TEXT.split("\n"), vocab_size=vocab_size, min_frequency=1, special_tokens=special, show_progress=False
+    )
+    trained.save_model(str(folder))
+    tokenizer = RobertaTokenizer.from_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return tokenizer
+
+
+def tiny_config(norm: str = "pre", **changes):
+    """Two layers of 32 units, vocabulary 400, 66 rows of positions (64 tokens)."""
+    from transformers import RobertaConfig, RobertaPreLayerNormConfig
+
+    values = {
+        "vocab_size": 400,
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "intermediate_size": 64,
+        "max_position_embeddings": 66,
+        "type_vocab_size": 1,
+        "pad_token_id": 1,
+        "bos_token_id": 0,
+        "eos_token_id": 2,
+        "layer_norm_eps": 1e-5,
+    }
+    return (RobertaPreLayerNormConfig if norm == "pre" else RobertaConfig)(**{**values, **changes})
+
+
+def random_model(config, seed: int = 0):
+    """A masked-LM model whose every parameter is random (LayerNorms and biases too), so that a swap of two shows."""
+    from transformers import AutoModelForMaskedLM
+
+    model = AutoModelForMaskedLM.from_config(config)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            mean = 1.0 if name.endswith(("LayerNorm.weight", "layer_norm.weight")) else 0.0
+            parameter.normal_(mean, 0.1, generator=generator)
+    return model.eval()
+
+
+@pytest.fixture(autouse=True)
+def _seeded():
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def tokenizer_folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tokenizer")
+    train_tokenizer(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tokenizer(tokenizer_folder):
+    from transformers import RobertaTokenizer
+
+    return RobertaTokenizer.from_pretrained(tokenizer_folder)
+
+
+@pytest.fixture(scope="session")
+def make_checkpoint(tokenizer, tmp_path_factory):
+    """A function: norm and changes of the configuration -> the folder of a random encoder with its tokenizer."""
+
+    def make(norm: str = "pre", seed: int = 0, **changes) -> Path:
+        folder = tmp_path_factory.mktemp("checkpoint") / "tiny"
+        random_model(tiny_config(norm, **changes), seed).save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        return folder
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def checkpoint(make_checkpoint):
+    """A pre-LayerNorm encoder with its tokenizer."""
+    return make_checkpoint()
+
+
+@pytest.fixture
+def runs(tmp_path, monkeypatch):
+    """Runs go below the test's own folder, and the hub is out of reach."""
+    monkeypatch.setenv("REPRO_RUNS", str(tmp_path / "runs"))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    return tmp_path / "runs"
+
+
+@pytest.fixture
+def environment(tmp_path):
+    """The environment of a subprocess with runs of its own."""
+    return {**os.environ, "REPRO_RUNS": str(tmp_path / "runs"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
