@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from litsearch import storage
 from litsearch.bm25 import BM25, EPSILON, K1, B
 from litsearch.ranking import top_k
 from litsearch.retrievers import check_search
-from litsearch.text import terms
+from litsearch.text import terms, tokenizer_version
 from shared import InputError
 
 
@@ -41,9 +41,11 @@ class BM25Retriever:
         self.bm25: BM25 | None = None
 
     def index(self, keys: Iterable[str]) -> None:
-        about = {"retriever": self.name, "key": self.key}
-        options = {"processes": self.processes, "cache": self.cache, "folder": self.folder, "about": about}
+        options = {"processes": self.processes, "cache": self.cache, "folder": self.folder, "about": self._about()}
         self.bm25 = BM25(keys, **self.parameters, **options)
+
+    def _about(self) -> dict[str, Any]:
+        return {"retriever": self.name, "key": self.key}
 
     def search(self, queries: Sequence[str], k: int) -> tuple[np.ndarray, np.ndarray]:
         check_search(queries, k, None if self.bm25 is None else len(self.bm25))
@@ -51,12 +53,15 @@ class BM25Retriever:
         return positions, scores.astype(np.float32)
 
     def metadata(self) -> dict[str, Any]:
-        from litsearch.text import tokenizer_version
+        return {**self._about(), **self.parameters, "tokenizer": tokenizer_version()}
 
-        return {"retriever": self.name, "key": self.key, **self.parameters, "tokenizer": tokenizer_version()}
-
-    def save(self, folder: Path) -> None:
-        self.bm25.save(folder, {"retriever": self.name, "key": self.key})
+    def save(self, folder: Path, about: Mapping[str, Any] | None = None) -> None:
+        if self.bm25 is None:
+            raise InputError("save: nothing is indexed yet; call index(keys) first")
+        if self.folder is not None and Path(self.folder).expanduser().resolve() == Path(folder).expanduser().resolve():
+            storage.add_metadata(folder, about or {})  # it was built there
+        else:
+            self.bm25.save(folder, {**self._about(), **(about or {})})
 
     def load(self, folder: Path) -> None:
         self.bm25 = BM25.load(folder, self.metadata())
@@ -110,8 +115,8 @@ class TfidfRetriever:
         options = {"components": self.components, "sublinear_tf": self.sublinear_tf, "seed": self.seed}
         return {"retriever": self.name, "key": self.key, **options}
 
-    def save(self, folder: Path) -> None:
-        raise InputError("retriever=tfidf keeps no index: it is made anew in about the time it takes to read one")
+    def save(self, folder: Path, about: Mapping[str, Any] | None = None) -> None:
+        raise InputError("retriever=tfidf keeps no index; it is made anew for every run (leave index out)")
 
     load = save
 
@@ -157,8 +162,10 @@ class RandomWordVectors:
     def metadata(self) -> dict[str, Any]:
         return {"retriever": self.name, "key": self.key, "hidden": self.hidden}
 
-    def save(self, folder: Path) -> None:
-        with storage.new_folder(folder, {"kind": "random", **self.metadata()}) as making:
+    def save(self, folder: Path, about: Mapping[str, Any] | None = None) -> None:
+        if self.vectors is None:
+            raise InputError("save: nothing is indexed yet; call index(keys) first")
+        with storage.new_folder(folder, {"kind": "random", **self.metadata(), **(about or {})}) as making:
             np.save(making / "vectors.npy", self.vectors)
 
     def load(self, folder: Path) -> None:

@@ -50,8 +50,12 @@ class Retriever(Protocol):
     def metadata(self) -> dict[str, Any]:
         """JSON values: everything that makes an index what it is, `retriever` (the name) among them."""
 
-    def save(self, folder: Path) -> None:
-        """Write arrays and metadata into a folder (`litsearch.storage`)."""
+    def save(self, folder: Path, about: Mapping[str, Any] | None = None) -> None:
+        """Write arrays and metadata into a folder (`litsearch.storage`).
+
+        `about` joins the metadata: what was indexed (`corpus`, its fingerprint, and `dedup_keys`), which
+        `litsearch.retrieve` checks before it loads an index.
+        """
 
     def load(self, folder: Path) -> None:
         """Open a saved index, memory-mapped. Raises InputError where its metadata are not this retriever's."""

@@ -87,6 +87,13 @@ def read_metadata(folder: str | Path, expected: Mapping[str, Any] | None = None)
     return metadata
 
 
+def add_metadata(folder: str | Path, more: Mapping[str, Any]) -> None:
+    """Add values to an index's metadata. Raises InputError where there is no index."""
+    metadata = {**read_metadata(folder), **more}
+    content = json.dumps(metadata, indent=1, ensure_ascii=False, allow_nan=False)
+    write_atomic(Path(folder).expanduser() / METADATA, content + "\n")
+
+
 def open_array(folder: str | Path, name: str) -> np.ndarray:
     """`<folder>/<name>.npy`, memory-mapped and read-only. Raises InputError where it is missing or cut off."""
     path = Path(folder).expanduser() / f"{name}.npy"
