@@ -158,7 +158,7 @@ def best_pairings(
     if sample is None and total > SAMPLED_ABOVE:
         raise InputError(
             f"label search: {' x '.join(map(str, survivors.sizes))} = {total:,} pairings are too many to score; "
-            "lower k_likely (the paper takes 30 for five and six classes), set k_neighbors, or score some: sample=1000000"
+            "lower k_likely (the paper takes 30 for five and six classes), set k_neighbors, or give sample=1000000"
         )
     blocks = survivors.blocks() if sample is None or sample >= total else _sampled(survivors, sample, seed)
     kept = np.empty(0, np.int64)
