@@ -7,7 +7,7 @@ fp32 on both sides, greedy, the strategy's own token limits, both orders and all
 excluded. Each round has instances of its own, because vLLM would find the prompts of an earlier round in its prefix
 cache; the first round warms up and is not counted. Two models of 100,000 parameters:
 
-    random   writes up to the limit (CoT: 300 tokens), as explanations of real judges nearly do: time goes into
+    random   writes up to the limit (Vanilla: 50 tokens, CoT: 300), as real judges do when they explain: time goes into
              decoding, which is what batching is for
     judge    `llmbar.tiny_judge`: answers in its form with some five tokens, so nearly all time goes into reading
              prompts, where one prompt at a time already fills a CPU
@@ -126,7 +126,7 @@ def main() -> None:
     parser.add_argument("--instances", type=int, default=50, help="of each round")
     parser.add_argument("--rounds", type=int, default=3, help="one more is the warm-up")
     cases = [f"{model}:{strategy}" for model in ("random", "judge") for strategy in NAMES]
-    parser.add_argument("--cases", nargs="+", choices=cases, default=["random:cot", "judge:cot", "judge:vanilla"])
+    parser.add_argument("--cases", nargs="+", choices=cases, default=["random:vanilla", "judge:vanilla"])
     parser.add_argument("--out", type=Path, help="default: records/<date>-cpu-batched-generation.json")
     options = parser.parse_args()
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")

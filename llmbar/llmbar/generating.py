@@ -43,7 +43,7 @@ def ask_model(cfg: DictConfig, sets: Sets, output_dir: Path) -> tuple[Path, Rule
     if "model" not in options:
         raise InputError(f"model is missing: the {options['backend']} back end needs it (model=...)")
     if options["model"] == tiny_judge.NAME and options["backend"] != "openai":
-        options["model"] = str(tiny_judge.tiny_judge(output_dir / "tiny_model"))
+        options["model"] = str(tiny_judge.tiny_judge(output_dir / "tiny_model", templates=templates))
     with make_generator(options, paper="llmbar") as generator:
         name = cfg.judge.name or str(cfg.model)
         decoding = make_decoding(cfg.decoding, strategies, generator)

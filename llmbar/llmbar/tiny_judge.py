@@ -27,31 +27,34 @@ STEPS, BATCH, LR = 100, 16, 3e-3
 CONTEXT = 160
 
 
-def tiny_judge(folder: Path, steps: int = STEPS, seed: int = 0) -> Path:
-    """Write the model to `folder`, unless it is there; every back end can load it."""
+def tiny_judge(
+    folder: Path, steps: int = STEPS, seed: int = 0, templates: Mapping[str, Template] | None = None
+) -> Path:
+    """Write the model to `folder`, unless it is there; every back end can load it.
+
+    templates: prompts that it will be asked, beside those written for this project: it learns their forms as well.
+    """
     if (folder / "config.json").is_file():
         return folder
-    released = read_templates(HOUSE_FOLDER / "prompts", all_strategies())
+    ours = read_templates(HOUSE_FOLDER / "prompts", all_strategies())
+    known = [*ours.values(), *(templates or {}).values()]
     instances = [one for some in load_sets(HOUSE_FOLDER, list(HOUSE)).values() for one in some]
     texts = [text for one in instances for text in (one.input, one.output_1, one.output_2)]
     unfinished = folder.with_name(f"{folder.name}.unfinished")
-    write_tiny_llama(unfinished, [*texts, *(template.text for template in released.values())], seed=seed)
-    _train(unfinished, released, instances, steps, seed)
+    write_tiny_llama(unfinished, [*texts, *(template.text for template in known)], seed=seed)
+    _train(unfinished, known, instances, steps, seed)
     unfinished.rename(folder)
     return folder
 
 
-def _train(folder: Path, templates: Mapping[str, Template], instances: list[Instance], steps: int, seed: int) -> None:
+def _train(folder: Path, templates: list[Template], instances: list[Instance], steps: int, seed: int) -> None:
     draw = random.Random(seed)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model = AutoModelForCausalLM.from_pretrained(folder).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=LR)
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.05, steps)
     for _ in range(steps):
-        rows = [
-            _example(tokenizer, draw.choice(list(templates.values())), draw.choice(instances), draw)
-            for _ in range(BATCH)
-        ]
+        rows = [_example(tokenizer, draw.choice(templates), draw.choice(instances), draw) for _ in range(BATCH)]
         longest = max(len(ids) for ids, _ in rows)
         input_ids = torch.full((BATCH, longest), tokenizer.pad_token_id)
         labels = torch.full((BATCH, longest), -100)
