@@ -9,7 +9,6 @@ All weights are trained and the last state is scored; head, schedule and optimis
 and kept (`grid.py`), and a killed one goes on from its last checkpoint.
 """
 
-import hashlib
 import logging
 import os
 from collections.abc import Mapping
@@ -27,7 +26,7 @@ from mlm_masking.classification import finetune, prepare
 from mlm_masking.encoders import locate_model, model_name
 from mlm_masking.fitting import Checkpoint, Diverged, Settings
 from mlm_masking.grid import Cell, Cells, Point, check_seeds, grid_points, mean_score, search
-from mlm_masking.weight_files import weight_files
+from mlm_masking.weight_files import fingerprint
 from shared import InputError
 from shared.launch import entrypoint
 from shared.results import Run, is_main_process, over_seeds
@@ -38,16 +37,6 @@ __all__ = ["finetune", "main", "prepare"]
 log = logging.getLogger(__name__)
 
 PAPER = "mlm-masking"
-
-
-def fingerprint(folder: Path) -> str:
-    """A digest of a model's weights, configuration and tokenizer: another model in the same place is another run."""
-    digest = hashlib.sha256()
-    others = [folder / name for name in ("config.json", "tokenizer.json", "vocab.json", "merges.txt")]
-    for file in [*weight_files(folder), *(file for file in others if file.is_file())]:
-        with file.open("rb") as opened:
-            digest.update(hashlib.file_digest(opened, "sha256").digest())
-    return digest.hexdigest()[:16]
 
 
 def settings_of(cfg: DictConfig, point: Point | None = None) -> Settings:

@@ -6,7 +6,6 @@ GPU): a cell is claimed by a lock that the operating system frees when its proce
 """
 
 import itertools
-import json
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -16,8 +15,8 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from mlm_masking.finished import read_finished, write_finished
 from shared import InputError
-from shared.results import write_atomic
 
 log = logging.getLogger(__name__)
 
@@ -91,22 +90,7 @@ class Cells:
 
     def finished(self, cell: Cell) -> dict[str, Any] | None:
         """The cell's result, or None. Raises InputError where the file is of another run."""
-        path = self.path(cell)
-        if not path.is_file():
-            return None
-        try:
-            stored = json.loads(path.read_text(encoding="utf-8"))
-            before, result = stored["identity"], stored["result"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise InputError(f"{path} is not the result of a cell ({error}): remove it") from None
-        wanted = json.loads(json.dumps(self.identity(cell)))
-        if before != wanted:
-            changed = sorted(key for key in before.keys() | wanted.keys() if before.get(key) != wanted.get(key))
-            raise InputError(
-                f"{path} is of a run with another {', '.join(changed)}: give another output_dir or experiment, or "
-                "remove the folder"
-            )
-        return result
+        return read_finished(self.path(cell), self.identity(cell))
 
     def run(self, cells: Sequence[Cell], work: Callable[[Cell], dict[str, Any]]) -> dict[Cell, dict[str, Any]]:
         """The results of all cells: finished ones are read, free ones run here, claimed ones waited for."""
@@ -139,7 +123,7 @@ class Cells:
                 return result
             log.info("cell %s", cell.name)
             result = work(cell)
-            write_atomic(path, json.dumps({"identity": self.identity(cell), "result": result}, indent=1) + "\n")
+            write_finished(path, self.identity(cell), result)
             # Only now: whoever still holds the old lock file finds the cell finished.
             Path(lock.lock_file).unlink(missing_ok=True)
             return result

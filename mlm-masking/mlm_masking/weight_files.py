@@ -5,6 +5,7 @@ A pickle can hold any program; `weights_only=True` admits tensors and plain cont
 """
 
 import argparse
+import hashlib
 import json
 import pickle
 from pathlib import Path
@@ -116,3 +117,13 @@ def _options(checkpoint: dict[str, Any]) -> dict[str, Any]:
         elif isinstance(part, dict):
             found |= part
     return found
+
+
+def fingerprint(folder: Path) -> str:
+    """A digest of a model's weights, configuration and tokenizer: another model in the same place is another run."""
+    digest = hashlib.sha256()
+    others = [folder / name for name in ("config.json", "tokenizer.json", "vocab.json", "merges.txt")]
+    for file in [*weight_files(folder), *(file for file in others if file.is_file())]:
+        with file.open("rb") as opened:
+            digest.update(hashlib.file_digest(opened, "sha256").digest())
+    return digest.hexdigest()[:16]
