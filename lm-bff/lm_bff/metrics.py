@@ -9,8 +9,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from scipy import stats
-from sklearn.metrics import f1_score, matthews_corrcoef
 
 from shared import InputError
 
@@ -21,22 +19,30 @@ def accuracy(predictions: np.ndarray, labels: np.ndarray) -> float:
 
 def f1(predictions: np.ndarray, labels: np.ndarray) -> float:
     """F1 of class 1 of two; 0 where it is predicted for none and expected of none."""
+    from sklearn.metrics import f1_score  # here and below: whoever only names metrics need not wait for these imports
+
     return float(f1_score(labels, predictions, pos_label=1, average="binary", zero_division=0.0))
 
 
 def mcc(predictions: np.ndarray, labels: np.ndarray) -> float:
+    from sklearn.metrics import matthews_corrcoef
+
     return float(matthews_corrcoef(labels, predictions))
 
 
 def pearson(predictions: np.ndarray, labels: np.ndarray) -> float:
     if len(labels) < 2 or np.ptp(predictions) == 0 or np.ptp(labels) == 0:
         return 0.0
+    from scipy import stats
+
     return float(stats.pearsonr(predictions, labels).statistic)
 
 
 def spearman(predictions: np.ndarray, labels: np.ndarray) -> float:
     if len(labels) < 2 or np.ptp(predictions) == 0 or np.ptp(labels) == 0:
         return 0.0
+    from scipy import stats
+
     return float(stats.spearmanr(predictions, labels).statistic)
 
 

@@ -118,7 +118,7 @@ def test_collate_pads_at_the_end(bpe):
 @pytest.mark.parametrize("architecture", ["roberta", "bert"])
 def test_training_learns_the_task(pretrained, sentiment, method, architecture):
     train, dev, test = sentiment(48), sentiment(24, seed=1), sentiment(40, seed=2)
-    settings = TrialSettings(method=method, dropout=False, **{**QUICK, "lr": 5e-3, "max_steps": 60, "eval_every": 20})
+    settings = TrialSettings(method=method, dropout=False, **{**QUICK, "lr": 2e-3, "max_steps": 120, "eval_every": 20})
     result = run_trial(pretrained(architecture), TASKS["sst-2"], train, dev, test, settings)
     assert result.test["sst-2"]["acc"] > 0.8
     assert result.test_outputs["sst-2"].shape == (40, 2)
