@@ -11,18 +11,20 @@ L - 1 ids of the stream (the authors' release, "break mode"):
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 from torch.utils.data import Dataset
 
+from mlm_masking.fairseq_bin import is_fairseq, read_fairseq, vocabulary_size
 from shared import InputError
 from shared.tokenization import TokenFile
 
 log = logging.getLogger(__name__)
 
 MODES = ("none", "complete", "complete_doc", "eos")
+PARTS = ("all", "train", "valid")
 READ_TOKENS = 2**24
 
 
@@ -81,6 +83,10 @@ class BlockDataset(Dataset):
         self._check(block, index)
         return {"input_ids": block, "index": index}
 
+    def __getitems__(self, indices: Sequence[int]) -> list[dict[str, np.ndarray | int]]:
+        """Several at once, as a DataLoader asks for them."""
+        return [self[index] for index in indices]
+
     @property
     def max_length(self) -> int:
         """Ids in the longest block: what the model's positions must hold."""
@@ -111,28 +117,58 @@ class BlockDataset(Dataset):
             )
 
 
-def open_blocks(path: str | Path, block_length: int, mode: str = "none") -> BlockDataset:
-    """Open a token file as blocks.
+def open_blocks(
+    path: str | Path, block_length: int, mode: str = "none", part: str = "all", valid_percent: float = 5.0
+) -> BlockDataset:
+    """Open a token file, or a shard of fairseq's (`mlm_masking.fairseq_bin`), as blocks.
 
+    Args:
+        part: "all", or "train" and "valid": the stream is divided where a line ends, so that `valid_percent` of it lies
+            behind.
     Raises:
-        InputError: see `TokenFile.open` and `BlockDataset`; or a tokenizer without the special ids.
+        InputError: see `TokenFile.open`, `read_fairseq` and `BlockDataset`; or a tokenizer without the special ids.
     """
+    if part not in PARTS:
+        raise InputError(f"data.part={part!r}: choose one of {', '.join(PARTS)}")
+    if part != "all" and not 0 < valid_percent < 100:
+        raise InputError(f"data.valid_percent={valid_percent}: must lie between 0 and 100")
+    stream, known, lines = (_fairseq_stream if is_fairseq(path) else _token_stream)(path)
+    start, stop = 0, len(stream)
+    if part != "all" and stop:
+        cut = _line_end(stream, int(stop * (1 - valid_percent / 100)), known["eos_id"])
+        start, stop = (0, cut) if part == "train" else (cut, stop)
+        if start == stop:
+            raise InputError(f"{path}: valid_percent={valid_percent} leaves nothing for part={part}; give more text")
+    within = None if lines is None else lambda: _bounds_within(lines, start, stop)
+    source = str(path) if part == "all" else f"{path} ({part})"
+    return BlockDataset(stream[start:stop], block_length, **known, mode=mode, lines=within, source=source)
+
+
+def _token_stream(path: str | Path) -> tuple[np.ndarray, dict[str, int], None]:
     file = TokenFile.open(path)
-    special = file.special_ids
-    lacking = [role for role in ("bos", "pad", "eos", "mask") if role not in special]
+    lacking = [role for role in ("bos", "pad", "eos", "mask") if role not in file.special_ids]
     if lacking:
         raise InputError(f"{path}: its tokenizer has no {lacking[0]} token, which masked language modelling needs")
-    return BlockDataset(
-        file.tokens,
-        block_length,
-        vocab_size=file.vocab_size,
-        bos_id=special["bos"],
-        pad_id=special["pad"],
-        eos_id=special["eos"],
-        mask_id=special["mask"],
-        mode=mode,
-        source=str(path),
-    )
+    ids = {f"{role}_id": file.special_ids[role] for role in ("bos", "pad", "eos", "mask")}
+    return file.tokens, {"vocab_size": file.vocab_size, **ids}, None
+
+
+def _fairseq_stream(path: str | Path) -> tuple[np.ndarray, dict[str, int], np.ndarray]:
+    shard, size = read_fairseq(path), vocabulary_size(path)
+    return shard.tokens, {"vocab_size": size, "mask_id": size - 1}, shard.bounds
+
+
+def _line_end(stream: np.ndarray, position: int, eos_id: int) -> int:
+    """Where the line around `position` ends, and the stream's end if none does after it."""
+    for start in range(position, len(stream), READ_TOKENS):
+        ends = np.flatnonzero(stream[start : start + READ_TOKENS] == eos_id)
+        if len(ends):
+            return start + int(ends[0]) + 1
+    return len(stream)
+
+
+def _bounds_within(bounds: np.ndarray, start: int, stop: int) -> np.ndarray:
+    return np.unique(np.clip(bounds, start, stop)) - start if start or stop < bounds[-1] else bounds
 
 
 def line_bounds(tokens: np.ndarray, eos_id: int) -> np.ndarray:
