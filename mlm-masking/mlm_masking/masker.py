@@ -201,7 +201,7 @@ class Masker:
         if rate * length < 1 and not self._warned:
             self._warned = True
             log.warning(
-                "masking.rate=%g of %d tokens is less than one: %.0f %% of the blocks have no masked token, and no loss",
+                "masking.rate=%g of %d tokens is less than one: %.0f %% of the blocks have no masked token, no loss",
                 rate,
                 length,
                 100 * (1 - rate * length),

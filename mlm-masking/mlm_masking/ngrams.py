@@ -25,8 +25,8 @@ from shared import InputError
 log = logging.getLogger(__name__)
 
 LENGTHS = (2, 3, 4, 5)
-CONTRACTION = r"'(?:s|t|re|ve|m|ll|d)(?!\w)"
-WORD = re.compile(rf"{CONTRACTION}|[^\W\d_]+|\d+|(?:(?!{CONTRACTION})(?:[^\w\s]|_))+")
+CONTRACTION = r"'(?:s|t|re|ve|m|ll|d)"
+WORD = re.compile(rf"{CONTRACTION}|[^\W\d_]+|\d+|(?:[^\w\s]|_)+")
 UPPER = re.compile(r"[A-Z]")
 PIECES = re.compile(r"(?:^|\s)(?:##\w|\S*[Ġ▁])")
 
@@ -166,7 +166,8 @@ class _TokenTables:
     inverse: np.ndarray  # of that
 
 
-LETTER, DIGIT, SIGN, SHORT, SPACE = range(5)
+LETTER, DIGIT, SIGN, SHORT, SPACE, JOIN = range(6)
+SIGN_LEADS = (0xC2, 0xE2)  # first bytes of most signs outside ASCII: Latin-1's, and general punctuation
 
 
 def _kind(character: str) -> int:
@@ -174,7 +175,26 @@ def _kind(character: str) -> int:
         return SPACE
     if character.isdecimal():
         return DIGIT
-    return LETTER if character.isalnum() or character == "\ufffd" else SIGN
+    return LETTER if character.isalnum() else SIGN
+
+
+def _kinds(raw: bytes) -> tuple[int, int]:
+    """Kinds of a token's first and last character; JOIN where the token goes on with whatever is before it, or after.
+
+    Tokens stay within a pre-token, so that the kind changes only between tokens. Of a character that is split over
+    tokens only a guess is possible; a wrong one parts or joins two words, and masks them apart or together.
+    """
+    if not raw:
+        return JOIN, JOIN  # a space on its own: the word follows
+    text = raw.decode("utf-8", "replace")
+    if re.fullmatch(CONTRACTION, text):
+        return SHORT, SHORT
+    if "\ufffd" in (text[0], text[-1]):
+        if raw[0] & 0xC0 == 0x80:
+            return JOIN, LETTER
+        kind = SIGN if raw[0] in SIGN_LEADS else LETTER
+        return kind, kind
+    return _kind(text[0]), _kind(text[-1])
 
 
 def _token_tables(vocabulary: Vocabulary) -> _TokenTables:
@@ -184,15 +204,10 @@ def _token_tables(vocabulary: Vocabulary) -> _TokenTables:
     base_inverse = pow(BASE, -1, 2**64)
     special = np.zeros(size, bool)
     special[[*vocabulary.special_ids, vocabulary.mask_id]] = True
-    for token, raw in enumerate(vocabulary.texts):
-        text = raw.decode("utf-8", "replace")  # bytes of a split character count as letters
-        if not text:
-            special[token] |= not vocabulary.word_begin[token]
-            first[token] = last[token] = SPACE
-            continue
-        first[token], last[token] = _kind(text[0]), _kind(text[-1])
-        if re.fullmatch(CONTRACTION, text.lower()):
-            first[token] = last[token] = SHORT
+    for token in np.flatnonzero(~special):
+        raw = vocabulary.texts[token]
+        first[token], last[token] = _kinds(raw)
+        text = raw.decode("utf-8", "replace")
         lower = raw if "\ufffd" in text else text.lower().encode()
         value[token] = raw_hash(lower)
         power[token], inverse[token] = (pow(each, len(lower), 2**64) for each in (BASE, base_inverse))
@@ -240,7 +255,8 @@ class Segmenter:
         """
         tables = self._tables
         begins, special = tables.begins[ids], tables.special[ids]
-        begins[:, 1:] |= special[:, :-1] | (tables.first[ids[:, 1:]] != tables.last[ids[:, :-1]])
+        first, last = tables.first[ids[:, 1:]], tables.last[ids[:, :-1]]
+        begins[:, 1:] |= special[:, :-1] | ((first != last) & (first != JOIN) & (last != JOIN))
         begins[:, 0] = True
         flat = ids.reshape(-1)
         power, inverse = np.cumprod(tables.power[flat]), np.cumprod(tables.inverse[flat])
