@@ -21,7 +21,7 @@ from shared.results import write_atomic
 
 log = logging.getLogger(__name__)
 
-TEXT_BYTES = 2**23  # of text hashed between two recorded positions
+TEXT_BYTES = 2**21  # of text hashed between two recorded positions
 KNOWN_WORDS = 2**20  # the most words whose hash is remembered
 # Peak bytes per word of a chunk being counted: hashes, their sorted copy, flags and counts.
 BYTES_PER_COUNTED = 48
@@ -57,11 +57,13 @@ def write_words(files: list[Path], folder: Path) -> np.ndarray:
     """
     target, record = folder / "words.u64", folder / "words.json"
     corpus = [[str(path), path.stat().st_size, path.stat().st_mtime_ns] for path in files]
-    state = {"corpus": corpus, "file": 0, "offset": 0, "words": 0}
+    state = fresh = {"corpus": corpus, "file": 0, "offset": 0, "words": 0}
     if record.is_file():
         state = json.loads(record.read_text())
         if state["corpus"] != corpus:
             raise InputError(f"{folder} was begun with other text; delete it, or give another work_dir")
+        if not target.is_file() or target.stat().st_size < 8 * state["words"]:
+            state = fresh
     hashes = WordHashes()
     with target.open("ab") as out:
         out.truncate(8 * state["words"])

@@ -14,7 +14,6 @@ The list is text, one n-gram per line, the best first within its length: the for
 `mlm_masking.ngrams` reads too. Beside it, `<list>.json` says what it was made from.
 """
 
-import glob
 import json
 import logging
 from dataclasses import dataclass
@@ -132,6 +131,13 @@ def build(files: list[Path], folder: Path, size: int, mix: dict[int, float], min
             "listed": len(top),
             "lowest_pmi": float(scored.score[top[-1]]) if len(top) else None,
         }
+    if short := [length for length, row in about["lengths"].items() if row["listed"] < row["wanted"]]:
+        log.warning(
+            "too little text for size=%d: of %s words per n-gram all that were seen often enough are listed, "
+            "collocations or not; a smaller size keeps the best",
+            size,
+            ", ".join(map(str, short)),
+        )
     spelled = spell(files, np.unique(np.concatenate([rows.reshape(-1) for rows in chosen.values()])))
     texts = []
     for length, rows in chosen.items():
@@ -154,9 +160,8 @@ def text_files(text: str | list[str] | None) -> list[Path]:
     files: list[Path] = []
     for name in [text] if isinstance(text, str) else text:
         path = Path(name).expanduser()
-        found = (
-            sorted(path.glob("**/*.txt")) if path.is_dir() else [Path(each) for each in sorted(glob.glob(str(path)))]
-        )
+        pattern = str(path.relative_to(path.anchor))
+        found = sorted(path.glob("**/*.txt")) if path.is_dir() else sorted(Path(path.anchor).glob(pattern))
         if not found:
             raise InputError(f"text={name}: no such file, and no *.txt below such a folder")
         files += [each for each in found if each.is_file()]
