@@ -11,7 +11,7 @@ L - 1 ids of the stream (the authors' release, "break mode"):
 """
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -55,6 +55,7 @@ class BlockDataset(Dataset):
         lines: Callable[[], np.ndarray] | None = None,
         source: str = "the data",
     ):
+        self.opened: tuple | None = None
         if mode not in MODES:
             raise InputError(f"data.mode={mode!r}: choose one of {', '.join(MODES)}")
         if block_length < 2:
@@ -83,9 +84,9 @@ class BlockDataset(Dataset):
         self._check(block, index)
         return {"input_ids": block, "index": index}
 
-    def __getitems__(self, indices: Sequence[int]) -> list[dict[str, np.ndarray | int]]:
-        """Several at once, as a DataLoader asks for them."""
-        return [self[index] for index in indices]
+    def __reduce__(self):
+        # A worker process opens the files itself: pickling a mapped array would send it whole.
+        return (open_blocks, self.opened) if self.opened else super().__reduce__()
 
     @property
     def max_length(self) -> int:
@@ -141,7 +142,9 @@ def open_blocks(
             raise InputError(f"{path}: valid_percent={valid_percent} leaves nothing for part={part}; give more text")
     within = None if lines is None else lambda: _bounds_within(lines, start, stop)
     source = str(path) if part == "all" else f"{path} ({part})"
-    return BlockDataset(stream[start:stop], block_length, **known, mode=mode, lines=within, source=source)
+    blocks = BlockDataset(stream[start:stop], block_length, **known, mode=mode, lines=within, source=source)
+    blocks.opened = (path, block_length, mode, part, valid_percent)
+    return blocks
 
 
 def _token_stream(path: str | Path) -> tuple[np.ndarray, dict[str, int], None]:

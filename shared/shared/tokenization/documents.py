@@ -8,10 +8,11 @@ longer than they are.
 """
 
 import gzip
+import itertools
 import json
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -53,6 +54,18 @@ class Source:
     identity: dict[str, Any]
     units: Callable[[], Iterator[Unit]]
     columns: tuple[str, ...] = ()
+
+    def map(self, change: Callable[[str], str]) -> "Source":
+        """The same documents with each text changed by a function of a module (workers import it by its name)."""
+        identity = {"map": f"{change.__module__}.{change.__qualname__}", "of": self.identity}
+        return replace(self, identity=identity, units=lambda: (Mapped(unit, change) for unit in self.units()))
+
+    def __add__(self, other: "Source") -> "Source":
+        """These documents, then those of `other`, which must have the same metadata."""
+        if self.columns != other.columns:
+            raise InputError(f"sources with different metadata, {self.columns} and {other.columns}, make no one source")
+        identity = {"first": self.identity, "then": other.identity}
+        return Source(identity, lambda: itertools.chain(self.units(), other.units()), self.columns)
 
 
 def text_files(paths: Paths, split: str = "line") -> Source:
@@ -241,6 +254,21 @@ class Sent:
         for text in () if self.trusted else self.batch.texts:
             crc = zlib.crc32(text.encode("utf-8", "surrogatepass"), crc)
         return crc
+
+
+@dataclass(frozen=True)
+class Mapped:
+    """A unit with its texts changed."""
+
+    unit: Unit
+    change: Callable[[str], str]
+
+    def read(self) -> Batch:
+        batch = self.unit.read()
+        return Batch(list(map(self.change, batch.texts)), batch.metadata)
+
+    def checksum(self, crc: int) -> int:
+        return self.unit.checksum(crc)
 
 
 def existing_files(paths: Paths) -> list[Path]:

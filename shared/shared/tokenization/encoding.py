@@ -114,10 +114,15 @@ class Encoder:
         self.by_words = works_by_words(json.loads(serialized)) and self.newline is not None and self._agrees(_PROBE)
 
     def __call__(self, texts: Sequence[str]) -> list[bytes]:
-        """The ids of each text, as bytes of `dtype`."""
-        encode = self._by_words if self.by_words else self._by_library
-        calls = (texts[start : start + TEXTS_PER_CALL] for start in range(0, len(texts), TEXTS_PER_CALL))
-        return [ids for call in calls for ids in encode(call)]
+        """The ids of each text, as bytes of `dtype`; half of a surrogate pair (JSON may hold one) is U+FFFD."""
+        encode, encoded = self._by_words if self.by_words else self._by_library, []
+        for start in range(0, len(texts), TEXTS_PER_CALL):
+            call = texts[start : start + TEXTS_PER_CALL]
+            try:
+                encoded += encode(call)
+            except TypeError:
+                encoded += encode([text.encode("utf-16", "surrogatepass").decode("utf-16", "replace") for text in call])
+        return encoded
 
     def _by_library(self, texts: Iterable[str]) -> list[bytes]:
         encodings = self.tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)

@@ -9,6 +9,7 @@ few units for each process, whatever the size of the corpus.
 
 import collections
 import concurrent.futures
+import contextlib
 import hashlib
 import itertools
 import json
@@ -33,6 +34,8 @@ from shared.tokenization.token_file import TokenFile, read_header, token_dtype
 
 log = logging.getLogger(__name__)
 
+THREADS_SWITCH = "TOKENIZERS_PARALLELISM"
+UNITS_ALONE = 4  # are done here before other processes are started, which takes longer than these
 UNITS_PER_PROCESS = 3  # in flight: one being worked on, one waiting, one done and not yet written
 
 
@@ -116,6 +119,10 @@ class Worker:
         )
 
     def __call__(self, unit: Unit) -> Piece:
+        with _single_threaded():
+            return self._piece(unit)
+
+    def _piece(self, unit: Unit) -> Piece:
         batch = unit.read()
         texts, lines = batch.texts, None
         if self.work.framing.by_line:
@@ -151,12 +158,16 @@ def _pieces(documents: Source, work: Work, processes: int, growing: GrowingToken
         )
     if done:
         log.info("%s: going on after %d units", growing.path.name, done)
-    if processes == 1:
-        worker = Worker(work)
-        for unit in units:
-            crc = unit.checksum(crc)
-            yield worker(unit), crc
-        return
+    worker = Worker(work)
+    for unit in units if processes == 1 else itertools.islice(units, UNITS_ALONE):
+        crc = unit.checksum(crc)
+        yield worker(unit), crc
+    more = next(units, None)
+    if more is not None:
+        yield from _in_parallel(itertools.chain([more], units), work, processes, crc)
+
+
+def _in_parallel(units: Iterator[Unit], work: Work, processes: int, crc: int) -> Iterator[tuple[Piece, int]]:
     # Spawned, not forked: the caller may have threads running, which a fork would freeze in any state.
     pool = concurrent.futures.ProcessPoolExecutor(
         processes, multiprocessing.get_context("spawn"), initializer=_start_worker, initargs=(work,)
@@ -186,12 +197,25 @@ _worker: Worker | None = None
 def _start_worker(work: Work) -> None:
     global _worker
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"
     _worker = Worker(work)
 
 
 def _work(unit: Unit) -> Piece:
     return _worker(unit)
+
+
+@contextlib.contextmanager
+def _single_threaded() -> Iterator[None]:
+    """Keep the library's threads out: processes do the work, and a process that has used them must not fork later."""
+    before = os.environ.get(THREADS_SWITCH)
+    os.environ[THREADS_SWITCH] = "false"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[THREADS_SWITCH]
+        else:
+            os.environ[THREADS_SWITCH] = before
 
 
 def _end_with_parent() -> None:
