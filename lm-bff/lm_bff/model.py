@@ -315,12 +315,15 @@ def _load(auto: type, path: str | Path, config: PreTrainedConfig, **options) -> 
 @contextmanager
 def quiet_transformers():
     """Without the library's table of missing and unused weights: which matter is decided, and reported, here."""
-    level = transformers_logging.get_verbosity()
+    level, bar = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
     transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
     try:
         yield
     finally:
         transformers_logging.set_verbosity(level)
+        if bar:
+            transformers_logging.enable_progress_bar()
 
 
 def detach_decoder(model: PreTrainedModel, path: str | None = None) -> tuple[Tensor, Tensor | None]:

@@ -9,19 +9,20 @@ whose conventions ran (the release's, or the paper's and today's libraries') and
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.table import Table
 
 from lm_bff.candidates import Candidate, read_candidates
-from lm_bff.data import PAPER, Splits, load_splits
+from lm_bff.data import PAPER, Example, Splits, load_splits
 from lm_bff.ensemble import ensemble_metrics
-from lm_bff.label_words import parse_mapping
+from lm_bff.label_words import Label, parse_mapping
 from lm_bff.model import Pretrained
 from lm_bff.model_names import model_folder
 from lm_bff.settings import TrialSettings
@@ -37,7 +38,20 @@ log = logging.getLogger(__name__)
 SEVERAL = ("ensemble", "mixture")
 
 
-def settings_from(cfg: DictConfig) -> TrialSettings:
+def mapping_from(value: Any, task: Task) -> dict[Label, str] | None:
+    """Label words from a text, which has to have the labels as they are, or from the command line's {0: bad, 1: good}.
+
+    There Hydra takes no quotes around keys, so a key stands for the label that is spelt so.
+    """
+    if value is None:
+        return None
+    if isinstance(value, str):
+        return parse_mapping(value)
+    spelt = {str(label): label for label in task.labels}
+    return parse_mapping({spelt.get(str(key), key): word for key, word in OmegaConf.to_container(value).items()})
+
+
+def settings_from(cfg: DictConfig, task: Task) -> TrialSettings:
     """The trial's settings; raises InputError naming what is wrong."""
     template = cfg.template
     if template is not None and not isinstance(template, str):
@@ -53,7 +67,7 @@ def settings_from(cfg: DictConfig) -> TrialSettings:
         max_grad_norm=cfg.max_grad_norm,
         weight_decay=cfg.weight_decay,
         template=template,
-        mapping=None if cfg.mapping is None else parse_mapping(cfg.mapping),
+        mapping=mapping_from(cfg.mapping, task),
         num_sample=cfg.num_sample,
         filter=cfg.filter.model,
         filter_keep=cfg.filter.keep,
@@ -84,10 +98,17 @@ def splits_from(cfg: DictConfig, task: Task) -> Splits:
     if cfg.max_test is not None:
         if not isinstance(cfg.max_test, int) or cfg.max_test < 1:
             raise InputError(f"max_test={cfg.max_test}: give 1 or more, or null for all")
-        splits = replace(splits, test={name: examples[: cfg.max_test] for name, examples in splits.test.items()})
+        splits = replace(splits, test={name: spread(examples, cfg.max_test) for name, examples in splits.test.items()})
     for name in splits.missing:
         log.warning("%s: the test set %s is not there and is left out", task.name, name)
     return splits if cfg.use_dev else replace(splits, dev=[])
+
+
+def spread(examples: Sequence[Example], count: int) -> list[Example]:
+    """At most `count` examples at even distances: test files are often sorted by label."""
+    if count >= len(examples):
+        return list(examples)
+    return [examples[number * len(examples) // count] for number in range(count)]
 
 
 def candidates_from(cfg: DictConfig, task: Task) -> list[Candidate]:
@@ -128,7 +149,7 @@ def store_of(cfg: DictConfig) -> Store:
 def run(cfg: DictConfig) -> list[dict[str, Any]]:
     """Run what the configuration asks for; returns the stored records, the ensemble's (if any) last."""
     task = get_task(cfg.task)
-    settings = settings_from(cfg)
+    settings = settings_from(cfg, task)
     splits = splits_from(cfg, task)
     candidates = candidates_from(cfg, task)
     if settings.method == "icl" and len(candidates) > 1:

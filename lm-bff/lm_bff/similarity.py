@@ -8,11 +8,13 @@ Texts are embedded in batches, each distinct one once; a pair of sentences is em
 from __future__ import annotations
 
 import functools
+import logging
 from collections.abc import Sequence
 
 import numpy as np
 
 from lm_bff.data import PAPER, Example
+from lm_bff.model import quiet_transformers
 from shared import InputError, hub
 
 
@@ -27,8 +29,10 @@ class Embedder:
     def __init__(self, path: str, device: str | None = None, batch_size: int = 64):
         from sentence_transformers import SentenceTransformer
 
+        logging.getLogger("sentence_transformers").setLevel(logging.WARNING)
         try:
-            self.encoder = SentenceTransformer(path, device=device, local_files_only=True)
+            with quiet_transformers():
+                self.encoder = SentenceTransformer(path, device=device, local_files_only=True)
         except (OSError, ValueError) as error:
             raise InputError(f"filter.model={path} cannot be loaded: {str(error).splitlines()[0]}") from None
         self.batch_size = batch_size
