@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 
 from litsearch import storage
+from litsearch.memo import Memo
 from litsearch.postings import Postings
 from litsearch.ranking import top_k
 from litsearch.retrievers import check_search
@@ -35,6 +36,9 @@ except ImportError:  # it is not public, and nothing but speed depends on it
     csc_matvec = None
 
 K1, B, EPSILON = 1.5, 0.75, 0.25
+DENSE_SHARE = 4  # terms in more than a quarter of the keys are added as dense arrays: a few dozen of them
+REMEMBERED_COLUMNS = 100_000
+_ONE = np.ones(1)
 ARRAYS = ("documents", "impacts", "starts", "idf", "lengths")
 
 
@@ -126,11 +130,24 @@ class BM25:
         return tuple(np.concatenate([block[i] for block in blocks]) for i in (0, 1))
 
     def _set_impacts(self, documents: np.ndarray, impacts: np.ndarray) -> None:
-        self.documents, self.impacts = documents, impacts
-        self._column_starts = self.starts.tolist() if len(self.starts) < 2_000_000 else self.starts
+        # Plain views of memory-mapped arrays: slicing a memmap costs as much as adding up a short column.
+        self.documents, self.impacts = np.asarray(documents), np.asarray(impacts)
         self._scores = np.zeros(len(self.lengths))
-        self._one_column = np.zeros(2, np.int32)
-        self._one = np.ones(1)
+        self._columns = Memo(self._column, REMEMBERED_COLUMNS)
+
+    def _column(self, term: str) -> tuple[np.ndarray, ...] | None:
+        """What a term adds to the scores: (pointers, documents, impacts), one dense array, or None (not indexed)."""
+        number = self.vocabulary.get(term)
+        if number is None:
+            return None
+        start, end = int(self.starts[number]), int(self.starts[number + 1])
+        documents, impacts = self.documents[start:end], self.impacts[start:end]
+        if (end - start) * DENSE_SHARE <= len(self.lengths):
+            return np.array([0, end - start], np.int32), documents, impacts
+        # A zero for every key without the term: added faster than scattered, to the same sums.
+        dense = np.zeros(len(self.lengths))
+        dense[documents] = impacts
+        return (dense,)
 
     # ------------------------------------------------------------------------------------------------ saving, loading
 
@@ -190,33 +207,28 @@ class BM25:
 
     def scores(self, query: Sequence[str]) -> np.ndarray:
         """Scores of all keys for a list of terms, `(n_keys,)` float64; the same array is filled by the next call."""
-        scores = self._scores
+        scores, columns, one = self._scores, self._columns, _ONE
         scores.fill(0.0)
-        number_of, starts = self.vocabulary.get, self._column_starts
         for term in query:
-            number = number_of(term)
-            if number is None:
+            column = columns[term]
+            if column is None:
                 continue
-            start, end = int(starts[number]), int(starts[number + 1])
-            documents, impacts = self.documents[start:end], self.impacts[start:end]
-            if csc_matvec is None:
-                np.add.at(scores, documents, impacts)
-            else:  # scores += (a matrix of one column) @ [1.0], without a copy of the column
-                self._one_column[1] = end - start
-                csc_matvec(len(scores), 1, self._one_column, documents, impacts, self._one, scores)
+            if len(column) == 1:
+                scores += column[0]
+            elif csc_matvec is None:
+                np.add.at(scores, column[1], column[2])
+            else:  # scores += (a matrix of one column) @ [1.0], in place
+                csc_matvec(len(scores), 1, *column, one, scores)
         return scores
 
-    def search_terms(self, queries: Iterable[Sequence[str]], k: int) -> tuple[np.ndarray, np.ndarray]:
+    def search_terms(self, queries: Sequence[Sequence[str]], k: int) -> tuple[np.ndarray, np.ndarray]:
         """The k best keys for lists of terms: positions `(n_queries, k)` int64 and scores float64."""
-        positions, scores = [], []
-        for query in queries:
+        positions, scores = np.empty((len(queries), k), np.int64), np.empty((len(queries), k))
+        for row, query in enumerate(queries):
             all_scores = self.scores(query)
-            best = top_k(all_scores, k)
-            positions.append(best)
-            scores.append(all_scores[best])
-        if not positions:
-            return np.empty((0, k), np.int64), np.empty((0, k))
-        return np.stack(positions), np.stack(scores)
+            positions[row] = best = top_k(all_scores, k)
+            scores[row] = all_scores[best]
+        return positions, scores
 
     def search_scored(self, queries: Sequence[str], k: int) -> tuple[np.ndarray, np.ndarray]:
         """The k best keys for questions: positions `(n_queries, k)` int64 and scores float64.
@@ -224,7 +236,7 @@ class BM25:
         Raises InputError for an empty question, or k outside 1 to the number of keys.
         """
         check_search(queries, k, len(self))
-        return self.search_terms(map(terms, queries), k)
+        return self.search_terms(list(map(terms, queries)), k)
 
     def search(self, queries: Sequence[str], k: int) -> np.ndarray:
         """Positions of the k best keys, `(n_queries, k)` int64, best first; ties by ascending position.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-BLOCKS_PER_RESULT = 8
+BLOCKS_PER_RESULT = 4
 
 
 def top_k(scores: np.ndarray, k: int) -> np.ndarray:
@@ -22,7 +22,8 @@ def top_k(scores: np.ndarray, k: int) -> np.ndarray:
     width = n // (BLOCKS_PER_RESULT * k)
     if width > 1:
         blocks = n // width
-        maxima = scores[: blocks * width].reshape(blocks, width).max(axis=1)
+        # A block is every `blocks`-th score: maxima over rows that lie side by side are taken many at a time.
+        maxima = scores[: blocks * width].reshape(width, blocks).max(axis=0)
         bound = np.partition(maxima, blocks - k)[blocks - k]
         candidates = np.flatnonzero(scores >= bound)
     else:
