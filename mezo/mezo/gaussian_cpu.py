@@ -6,11 +6,16 @@ default without fastmath), so the bits are those of the definition. Blocks are s
 not depend on the thread that makes it.
 """
 
+import itertools
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+
 import numba
 import numpy as np
 
 from mezo.gaussian import ANGLE, BLOCK, COS, LANE, LN2_HIGH, LN2_LOW, LOG, MULTIPLIERS, SIN, SQRT_HALF, WEYL
 
+BLOCKS_PER_THREAD = 32  # fewer are made sooner than handed over
 f32, i32, u32, u64 = np.float32, np.int32, np.uint32, np.uint64
 M0, M1 = u64(MULTIPLIERS[0]), u64(MULTIPLIERS[1])
 W0, W1 = u32(WEYL[0]), u32(WEYL[1])
@@ -94,27 +99,25 @@ def _block(z, x0, x1, x2, x3, radius, bits, low, high, parameter, block):
     _pair(x2, x3, radius, bits, z[2 * LANE : 3 * LANE], z[3 * LANE :])
 
 
-@numba.njit(cache=True, parallel=True)
-def _run(out, low, high, parameter, start, scale, add, pieces):
-    first, last = start // BLOCK, (start + out.size - 1) // BLOCK
-    total = last - first + 1
-    for piece in numba.prange(pieces):
-        x0, x1, x2, x3 = np.empty(LANE, u32), np.empty(LANE, u32), np.empty(LANE, u32), np.empty(LANE, u32)
-        radius = np.empty(LANE, f32)
-        bits = radius.view(i32)
-        z = np.empty(BLOCK, f32)
-        for block in range(first + piece * total // pieces, first + (piece + 1) * total // pieces):
-            _block(z, x0, x1, x2, x3, radius, bits, low, high, parameter, block)
-            begin = max(start, block * BLOCK)
-            end = min(start + out.size, (block + 1) * BLOCK)
-            target = out[begin - start : end - start]
-            source = z[begin - block * BLOCK : end - block * BLOCK]
-            if add:
-                for j in range(target.size):
-                    target[j] += scale * source[j]
-            else:
-                for j in range(target.size):
-                    target[j] = source[j]
+@numba.njit(cache=True, nogil=True)
+def _run(out, low, high, parameter, start, scale, add, first, last):
+    """Blocks `first` to `last` (exclusive) of the parameter, as far as they lie in `out`."""
+    x0, x1, x2, x3 = np.empty(LANE, u32), np.empty(LANE, u32), np.empty(LANE, u32), np.empty(LANE, u32)
+    radius = np.empty(LANE, f32)
+    bits = radius.view(i32)
+    z = np.empty(BLOCK, f32)
+    for block in range(first, last):
+        _block(z, x0, x1, x2, x3, radius, bits, low, high, parameter, block)
+        begin = max(start, block * BLOCK)
+        end = min(start + out.size, (block + 1) * BLOCK)
+        target = out[begin - start : end - start]
+        source = z[begin - block * BLOCK : end - block * BLOCK]
+        if add:
+            for j in range(target.size):
+                target[j] += scale * source[j]
+        else:
+            for j in range(target.size):
+                target[j] = source[j]
 
 
 def add_normal(
@@ -130,12 +133,23 @@ def fill_normal(out: np.ndarray, low: int, high: int, parameter: int, start: int
 
 
 def _with_threads(out, low, high, parameter, start, scale, add, threads) -> None:
+    """Share the blocks out. Plain threads that release the GIL: OpenMP's would spin between calls and take the cores
+    from the forward passes."""
     if out.size == 0:
         return
-    threads = max(1, min(threads, numba.config.NUMBA_NUM_THREADS, -(-out.size // (16 * BLOCK))))
-    before = numba.get_num_threads()
-    numba.set_num_threads(threads)
-    try:
-        _run(out, u32(low), u32(high), u32(parameter), int(start), f32(scale), add, threads)
-    finally:
-        numba.set_num_threads(before)
+    first, last = start // BLOCK, (start + out.size - 1) // BLOCK + 1
+    threads = max(1, min(threads, (last - first) // BLOCKS_PER_THREAD))
+    settings = (out, u32(low), u32(high), u32(parameter), int(start), f32(scale), add)
+    if threads == 1:
+        _run(*settings, first, last)
+        return
+    cuts = [first + k * (last - first) // threads for k in range(threads + 1)]
+    others = [_pool(threads - 1).submit(_run, *settings, a, b) for a, b in itertools.pairwise(cuts[1:])]
+    _run(*settings, cuts[0], cuts[1])
+    for other in others:
+        other.result()
+
+
+@cache
+def _pool(workers: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(workers, thread_name_prefix="normal")

@@ -135,8 +135,14 @@ def _torch_draw(generator: torch.Generator, number: int, start: int) -> Draw:
         z = torch.empty_like(part).normal_(generator=generator)
         if mask is not None:
             z = mask.apply(z, number, start)
-        if scale:
-            part.add_(z, alpha=scale)
+        if not scale:
+            return
+        # Product and sum apart: a fused multiply-add would be used for most elements and not for those at the ends of
+        # pieces and threads, and a replay in other pieces would differ in last bits.
+        if part.element_size() >= 4:
+            part.add_(z.mul_(scale))
+        else:
+            part.copy_(part.float().add_(z.float().mul_(scale)))
 
     return draw
 

@@ -1,0 +1,109 @@
+"""One pass theta += scale z over fp32 weights on the CPU: nanoseconds per parameter, and a logged step's replay.
+
+    python mezo/bench/perturbation_speed.py                     # 50M parameters
+    python mezo/bench/perturbation_speed.py --parameters 5000000 --rounds 3
+
+naive     what the release's formula allocates: z = normal(size); p.data = p.data + (1 * z) * eps
+torch     `mezo.spsa.perturb`, the same numbers drawn from a private generator into a reused buffer
+counter   `mezo.spsa.perturb(rng="counter")`, numbers from a counter, made and added in registers and first-level cache
+replay    `mezo.trajectory.apply_steps`, per logged step: every piece of the weights takes all steps while it is cached
+
+The weights are those of a transformer (matrices of 512 x 2048 and smaller, vectors). Ways alternate within a round;
+medians are compared, on one thread and on all (drawing from torch's generator is serial, so threads help it little).
+"""
+
+import argparse
+import json
+import statistics
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from mezo.spsa import perturb
+from mezo.trajectory import Step, apply_steps
+from shared.provenance import Watch
+from shared.results import write_atomic
+
+ROOT = Path(__file__).resolve().parents[2]
+RECORDS = Path(__file__).parent / "records"
+EPS = 1e-3
+REPLAYED = 32
+
+
+def weights(count: int) -> list[torch.Tensor]:
+    """Transformer-like tensors, about `count` elements in all."""
+    shapes = [(512, 2048), (2048, 512), (512, 512), (512, 512), (512, 512), (512, 512), (2048,), (512,), (512,), (512,)]
+    tensors, total = [], 0
+    while total < count:
+        for shape in shapes:
+            tensors.append(torch.randn(shape) * 0.02)
+            total += tensors[-1].numel()
+    return tensors
+
+
+def naive(params: list[torch.Tensor], seed: int) -> None:
+    torch.manual_seed(seed)
+    for p in params:
+        z = torch.normal(mean=0, std=1, size=p.size(), device=p.device, dtype=p.dtype)
+        p.data = p.data + (1 * z) * EPS
+
+
+def replay(params: list[torch.Tensor], rng: str) -> None:
+    apply_steps(params, [Step(seed, 0.5, 1e-3) for seed in range(REPLAYED)], rng)
+
+
+def measure(params: list[torch.Tensor], rounds: int) -> dict[str, list[float]]:
+    """Seconds per pass (per logged step for replays) by way."""
+    ways = {
+        "naive": (lambda k: naive(params, k), 1),
+        "torch": (lambda k: perturb(params, k, EPS), 1),
+        "counter": (lambda k: perturb(params, k, EPS, rng="counter"), 1),
+        "replay torch": (lambda k: replay(params, "torch"), REPLAYED),
+        "replay counter": (lambda k: replay(params, "counter"), REPLAYED),
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    for k in range(rounds + 1):
+        for name, (way, passes) in ways.items():
+            start = time.perf_counter()
+            way(k)
+            if k:  # the first round warms up (numba compiles)
+                seconds[name].append((time.perf_counter() - start) / passes)
+    return seconds
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--parameters", type=int, default=50_000_000)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--out", type=Path, help="default: records/<date>-cpu-perturbation.json beside this script")
+    options = parser.parse_args()
+    watch = Watch(ROOT, config={"parameters": options.parameters, "rounds": options.rounds})
+    params = weights(options.parameters)
+    count = sum(p.numel() for p in params)
+    results, console = {}, Console()
+    table = Table(
+        "threads", "way", "ns per parameter", "times faster than naive", title=f"{count / 1e6:.0f}M parameters"
+    )
+    for threads in sorted({1, torch.get_num_threads()}):
+        torch.set_num_threads(threads)
+        seconds = measure(params, options.rounds)
+        median = {name: statistics.median(taken) for name, taken in seconds.items()}
+        ratios = {name: median["naive"] / taken for name, taken in median.items()}
+        against_pass = {rng: median[rng] / median[f"replay {rng}"] for rng in ("torch", "counter")}
+        results[str(threads)] = {"seconds": seconds, "median": median, "ratio": ratios, "replay_per_pass": against_pass}
+        for name, taken in median.items():
+            table.add_row(str(threads), name, f"{taken / count * 1e9:.2f}", f"{ratios[name]:.1f}")
+    console.print(table)
+    record = {"benchmark": "perturbation_speed", "parameters": count, "results": results, "provenance": watch.record()}
+    out = options.out or RECORDS / f"{datetime.now(UTC):%Y-%m-%d}-cpu-perturbation.json"
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(out, json.dumps(record, indent=1) + "\n")
+    console.print(f"record: {out}", highlight=False, soft_wrap=True)
+
+
+if __name__ == "__main__":
+    main()
