@@ -11,7 +11,7 @@ longest row. Ours: `simcse.train`'s own model, collator and trainer, without dev
 A run's clock starts after its second step and stops after its last, so that start-up is left out on both sides. Sides
 alternate; speeds are medians, and `ratio` is ours over theirs (1.3 is the aim). The same ratio by processor time stands
 beside it: it changes less where other programs share the machine. A last run per side, under torch's profiler, says
-what the time goes into: both sides train the same encoder in fp32, so the matrix products are the same work but for padding.
+what the time goes into: both train the same encoder in fp32, so matrix products are the same work but for padding.
 """
 
 import argparse
