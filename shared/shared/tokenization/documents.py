@@ -216,8 +216,11 @@ class Range:
             if self.start:
                 file.seek(self.start - 1)
                 file.readline()  # the end of the line that began before
-            offset = file.tell()
-            lines = file.readlines(self.stop - offset) if offset < self.stop else []
+            offset = position = file.tell()
+            lines = []
+            while position < self.stop and (line := file.readline()):
+                lines.append(line)
+                position += len(line)
         return self.parse(lines, lambda number: f"{self.path}, byte {offset + sum(map(len, lines[:number]))}")
 
     def checksum(self, crc: int) -> int:

@@ -32,7 +32,8 @@ from shared.tokenization.token_file import (
 
 LENGTHS, ROWS, PROGRESS, LOCK = "lengths.bin", "metadata.jsonl", "progress.json", "lock"
 CHECKPOINT_SECONDS = 5.0
-ROWS_PER_BATCH = 50_000
+ROWS_PER_BATCH = 10_000
+READ_BYTES = 2**20
 
 
 @dataclass
@@ -180,7 +181,7 @@ def _write_documents(lengths: Path, out: Path, documents: int) -> None:
         np.lib.format.write_array_header_1_0(file, {"descr": "<i8", "fortran_order": False, "shape": (documents + 1,)})
         end = np.int64(0)
         file.write(end.tobytes())
-        while block := source.read(2**23):
+        while block := source.read(READ_BYTES):
             ends = np.cumsum(np.frombuffer(block, "<i8")) + end
             file.write(ends.tobytes())
             end = ends[-1]

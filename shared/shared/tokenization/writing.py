@@ -228,11 +228,8 @@ def _special(facts: TokenizerFacts, role: str | None, name: str) -> tuple[int, .
     if role is None:
         return ()
     if role not in facts.special_ids:
-        has = (
-            ", ".join(facts.special_ids)
-            or "no special tokens that are named (a tokenizers.Tokenizer does not name any)"
-        )
-        raise InputError(f"{name}={role!r}: the tokenizer has {has}")
+        has = ", ".join(facts.special_ids) or "none (a plain tokenizers.Tokenizer does not name them)"
+        raise InputError(f"{name}={role!r}: no such special token; the tokenizer has: {has}")
     return (facts.special_ids[role],)
 
 
