@@ -141,7 +141,9 @@ def judge_values(cfg: DictConfig, sets: Sets) -> tuple[dict[str, np.ndarray], di
         from llmbar.embedding import embedding_values
 
         everything = [one for instances in sets.values() for one in instances]
-        embedded = embedding_values(everything, hub.model_path(judge.encoder, "llmbar"), judge.batch_size)
+        embedded = embedding_values(
+            everything, hub.model_path(judge.encoder, "llmbar"), judge.batch_size, judge.max_length
+        )
         ends = np.cumsum([len(instances) for instances in sets.values()])[:-1]
         values = dict(zip(sets, np.split(embedded.values, ends), strict=True))
         extra = {"encoder": judge.encoder, "texts": embedded.texts, "texts_truncated": embedded.truncated}
