@@ -4,8 +4,8 @@
 
 Logits of 26,000 predicted positions over 50,265 ids are 5 GB in float32, and an ordinary cross-entropy holds three such
 tables (logits, log-probabilities, their gradient). Here rows are taken in chunks, and since the loss is a sum, the
-gradient of a chunk is finished before the next one begins: nothing but the gradients of `hidden`, `embedding` and `bias`
-outlives a chunk, and nothing is computed twice.
+gradient of a chunk is finished before the next one begins: nothing but the gradients of `hidden`, `embedding` and
+`bias` outlives a chunk, and nothing is computed twice.
 """
 
 import math
@@ -26,15 +26,16 @@ class _LinearCrossEntropy(torch.autograd.Function):
         wanted = any(ctx.needs_input_grad[:3])
         dtype = _compute_dtype(hidden)
         cast_weight, cast_bias = weight.to(dtype), bias.to(dtype)
-        total = torch.zeros((), dtype=torch.float32, device=hidden.device)
+        exact = torch.promote_types(dtype, torch.float32)
+        total = torch.zeros((), dtype=exact, device=hidden.device)
         if wanted:
             d_hidden = torch.empty(hidden.shape, dtype=hidden.dtype, device=hidden.device)
-            d_weight = torch.zeros(weight.shape, dtype=torch.float32, device=weight.device)
-            d_bias = torch.zeros(bias.shape, dtype=torch.float32, device=bias.device)
+            d_weight = torch.zeros(weight.shape, dtype=exact, device=weight.device)
+            d_bias = torch.zeros(bias.shape, dtype=exact, device=bias.device)
         for start in range(0, len(hidden), rows):
             chunk = slice(start, start + rows)
             part, target = hidden[chunk].to(dtype), targets[chunk, None]
-            logits = torch.addmm(cast_bias, part, cast_weight.T).float()
+            logits = torch.addmm(cast_bias, part, cast_weight.T).to(exact)
             if classes < len(weight):
                 logits[:, classes:] = -math.inf
             log_p = F.log_softmax(logits, dim=-1)
@@ -46,7 +47,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 d_bias += error.sum(0)
                 error = error.to(dtype)
                 d_hidden[chunk] = error @ cast_weight
-                if dtype == torch.float32:
+                if dtype == exact:
                     d_weight.addmm_(error.T, part)
                 else:
                     d_weight += error.T @ part

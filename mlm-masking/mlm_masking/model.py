@@ -78,7 +78,7 @@ def model_config(options: Mapping[str, Any], norm: str, vocab_size: int) -> Pret
 
 
 def build_backbone(config: PretrainedConfig, seed: int, vocab_size: int | None = None) -> PreTrainedModel:
-    """A new masked-LM model: weights of Linear and Embedding N(0, initializer_range), biases 0, pad rows 0, LayerNorm 1/0.
+    """A new masked-LM model: matrices N(0, initializer_range), biases and pad rows 0, LayerNorms 1 and 0.
 
     Args:
         seed: of the weights, the same on every machine whatever else draws random numbers.
@@ -89,7 +89,9 @@ def build_backbone(config: PretrainedConfig, seed: int, vocab_size: int | None =
     with torch.no_grad():
         for module in model.modules():
             if isinstance(module, nn.Linear | nn.Embedding) and module is not model.lm_head.decoder:
-                module.weight.normal_(0.0, config.initializer_range, generator=generator)
+                words = module is model.get_input_embeddings()
+                rows = module.weight[:vocab_size] if words else module.weight
+                rows.normal_(0.0, config.initializer_range, generator=generator)
                 if isinstance(module, nn.Embedding) and module.padding_idx is not None:
                     module.weight[module.padding_idx].zero_()
             elif isinstance(module, nn.LayerNorm):
@@ -106,8 +108,8 @@ def build_backbone(config: PretrainedConfig, seed: int, vocab_size: int | None =
 class PredictionHead(nn.Module):
     """The LM head's loss at given positions: dense, GELU, LayerNorm, tied decoder with a bias of its own.
 
-    The decoder's weight and bias are parameters of this module too (the same tensors), so that what shards parameters by
-    module (ZeRO-3) has them whole when it is called.
+    The decoder's weight and bias are parameters of this module too (the same tensors), so that what shards parameters
+    by module (ZeRO-3) has them whole when it is called.
     """
 
     def __init__(self, backbone: PreTrainedModel, classes: int | None = None):

@@ -85,7 +85,7 @@ def build_optimizer(
 
 
 def learning_rate_factor(update: int, warmup: int, total: int) -> float:
-    """Share of the peak learning rate at update 1, 2, ..., total: linear up to 1 at `warmup`, linear down to 0 at `total`.
+    """Share of the peak rate at update 1, 2, ..., total: linear up to 1 at `warmup`, linear down to 0 at `total`.
 
     The last update therefore has a rate of 0, as in the release.
     """

@@ -1,0 +1,112 @@
+"""How a pre-training begins in its folder: new, from its own last checkpoint, or not at all because it is finished.
+
+    resume=auto     unfinished: go on; finished: leave it (a cell of a sweep is never run twice)
+    resume=never    refuse a folder that holds a run
+    resume=restart  start over
+
+A folder of another configuration (another rate, strategy, seed, ...) is always refused but for `restart`: going on
+would mix two experiments, and starting over would lose one.
+"""
+
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from shared import InputError
+from shared.results import write_atomic
+from shared.training import latest_checkpoint
+
+SETTINGS = "run.json"
+RESULTS = "results.json"
+MODES = ("auto", "never", "restart")
+# What may differ between a run and its continuation: where it is, how it is started, what is shown and kept.
+FREE = (
+    "output_dir",
+    "resume",
+    "launch",
+    "stop_after_minutes",
+    "forward_batch_size",
+    "data_processes",
+    "optim.disable_tqdm",
+    "optim.dataloader_num_workers",
+    "optim.save_steps",
+    "optim.save_total_limit",
+)
+PRODUCTS = ("checkpoints", "model", "snapshots", "metrics.jsonl", "plots", RESULTS, SETTINGS)
+
+
+@dataclass(frozen=True)
+class Start:
+    """`checkpoint`: go on from there (None = update 0). `finished`: nothing to do."""
+
+    checkpoint: Path | None = None
+    finished: bool = False
+
+    @property
+    def update(self) -> int:
+        """Updates that are done already."""
+        if self.checkpoint is None:
+            return 0
+        return int(json.loads((self.checkpoint / "trainer_state.json").read_text(encoding="utf-8"))["global_step"])
+
+
+def decide_start(cfg: DictConfig, folder: Path) -> Start:
+    """Read the folder (nothing is changed) and decide. Raises InputError where another run is in the way."""
+    if cfg.resume not in MODES:
+        raise InputError(f"resume={cfg.resume}: give one of {', '.join(MODES)}")
+    checkpoint, finished = latest_checkpoint(folder), (folder / RESULTS).exists()
+    if cfg.resume == "restart" or not (finished or checkpoint):
+        return Start()  # new, or killed before its first checkpoint
+    if cfg.resume == "never":
+        raise InputError(f"{folder} holds a run already: give another output_dir, or resume=auto or restart")
+    if changed := _changes(cfg, folder):
+        raise InputError(
+            f"{folder} holds {'a finished' if finished else 'an unfinished'} run of another configuration "
+            f"({'; '.join(changed)}): give another experiment or output_dir, or resume=restart to start over"
+        )
+    return Start(finished=True) if finished else Start(checkpoint)
+
+
+def open_folder(cfg: DictConfig, folder: Path, start: Start) -> None:
+    """Make the folder this run's own; on the main process, while the others wait."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if start.checkpoint is None:
+        for name in PRODUCTS:
+            path = folder / name
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
+    write_atomic(folder / SETTINGS, json.dumps(settings(cfg), indent=1, sort_keys=True) + "\n")
+
+
+def settings(cfg: DictConfig) -> dict[str, Any]:
+    """Every option of a run as {dotted name: value}, without the free ones."""
+    flat: dict[str, Any] = {}
+
+    def walk(node: Any, prefix: str) -> None:
+        if isinstance(node, dict) and node:
+            for key, value in node.items():
+                walk(value, f"{prefix}.{key}" if prefix else str(key))
+        else:
+            flat[prefix] = node
+
+    walk(OmegaConf.to_container(cfg, resolve=True), "")
+    return {name: value for name, value in flat.items() if not any(name == f or name.startswith(f"{f}.") for f in FREE)}
+
+
+def _changes(cfg: DictConfig, folder: Path) -> list[str]:
+    try:
+        before = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return [f"no readable {SETTINGS}"]
+    now = json.loads(json.dumps(settings(cfg)))
+    return [
+        f"{name}: {before.get(name)} there, {now.get(name)} here"
+        for name in sorted(before.keys() | now.keys())
+        if before.get(name) != now.get(name)
+    ]
