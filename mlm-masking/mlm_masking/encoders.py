@@ -31,7 +31,7 @@ HEADS: dict[str, tuple[Any, tuple[str, ...]]] = {
     "classification": (AutoModelForSequenceClassification, ("classifier.",)),
     "question_answering": (AutoModelForQuestionAnswering, ("qa_outputs.",)),
 }
-HEAD_DROPOUT_DEFAULT = 0.0
+TOKENIZER_FILES = ("tokenizer.json", "vocab.json")
 
 
 def locate_model(model: str | Path) -> Path:
@@ -50,7 +50,7 @@ def load_model(
     head: str,
     *,
     outputs: int | None = None,
-    pooler_dropout: float = HEAD_DROPOUT_DEFAULT,
+    pooler_dropout: float = 0.0,
     device: str | torch.device | None = None,
 ) -> PreTrainedModel:
     """A pre-trained encoder with a head.
@@ -108,13 +108,12 @@ def read_config(folder: Path):
 def load_tokenizer(model: str | Path, vocab_size: int | None = None):
     """The tokenizer that lies beside a model. Raises InputError for none, or one that does not fit the embedding."""
     folder = locate_model(model)
+    if not any((folder / name).is_file() for name in TOKENIZER_FILES):  # transformers would make an empty one
+        raise InputError(f"{folder}: no tokenizer; put vocab.json and merges.txt (or tokenizer.json) beside the model")
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(
-            f"{folder}: no tokenizer ({reason}); put vocab.json and merges.txt beside the model"
-        ) from error
+        raise InputError(f"{folder}: its tokenizer cannot be used: {str(error).splitlines()[0]}") from error
     if vocab_size is not None and len(tokenizer) > vocab_size:
         raise InputError(
             f"{folder}: the tokenizer has {len(tokenizer)} entries, the model {vocab_size} embeddings: "

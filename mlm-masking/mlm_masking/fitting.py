@@ -24,6 +24,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from mlm_masking.length_buckets import epoch_batches
+from mlm_masking.optimizer import KINDS as OPTIMIZERS
+from mlm_masking.optimizer import build_optimizer, linear_schedule
 from mlm_masking.padding_free import Padded, PaddingFree, attention_of
 from mlm_masking.sequences import Sequences
 from shared import InputError
@@ -78,8 +80,8 @@ class Settings:
             raise InputError(f"batching={self.batching}: give one of {', '.join(BATCHINGS)}")
         if self.precision not in PRECISIONS:
             raise InputError(f"precision={self.precision}: give one of {', '.join(PRECISIONS)}")
-        if self.optimizer not in ("release", "adamw"):
-            raise InputError(f"optimizer={self.optimizer}: give release or adamw")
+        if self.optimizer not in OPTIMIZERS:
+            raise InputError(f"optimizer={self.optimizer}: give one of {', '.join(OPTIMIZERS)}")
 
 
 class Diverged(InputError):
@@ -252,17 +254,19 @@ def _check_finite(loss: Tensor, update: int, schedule: Any, rows: np.ndarray) ->
     if not bool(torch.isfinite(loss)):
         shown = ", ".join(map(str, rows[:8]))
         raise Diverged(
-            f"the loss is {float(loss)} at update {update} (lr {schedule.get_last_lr()[0]:.3g}, training rows {shown}"
+            f"the loss is {loss.item()} at update {update} (lr {schedule.get_last_lr()[0]:.3g}, training rows {shown}"
             f"{', ...' if len(rows) > 8 else ''}): lower lr"
         )
 
 
 def optimizer_and_schedule(model: PreTrainedModel, settings: Settings, updates: int, warmup: int) -> tuple[Any, Any]:
     """The optimiser over all parameters in one group, and linear warm-up and decay to zero at `updates`."""
-    parameters = list(model.parameters())
-    options = {"lr": settings.lr, "betas": settings.betas, "eps": settings.eps, "weight_decay": settings.weight_decay}
-    optimizer = torch.optim.AdamW(parameters, fused=True, **options)
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda t: min((t + 1) / warmup if warmup else 1.0, (updates - t) / max(1, updates - warmup))
+    optimizer = build_optimizer(
+        model.parameters(),
+        settings.optimizer,
+        lr=settings.lr,
+        betas=settings.betas,
+        eps=settings.eps,
+        weight_decay=settings.weight_decay,
     )
-    return optimizer, schedule
+    return optimizer, linear_schedule(optimizer, warmup, updates)

@@ -119,12 +119,12 @@ class Cells:
         except Timeout:
             return None
         try:
-            if (result := self.finished(cell)) is not None:
-                return result
-            log.info("cell %s", cell.name)
-            result = work(cell)
-            write_finished(path, self.identity(cell), result)
-            # Only now: whoever still holds the old lock file finds the cell finished.
+            result = self.finished(cell)
+            if result is None:
+                log.info("cell %s", cell.name)
+                result = work(cell)
+                write_finished(path, self.identity(cell), result)
+            # Only now: whoever has opened the old lock file, or makes a new one, finds the cell finished.
             Path(lock.lock_file).unlink(missing_ok=True)
             return result
         finally:

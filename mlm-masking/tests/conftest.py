@@ -106,6 +106,34 @@ def runs(tmp_path, monkeypatch):
 
 
 @pytest.fixture
+def command(runs, monkeypatch, capsys):
+    """An entrypoint run in this process, as from the command line: ("probe", "task=blimp", ...) -> (status, stderr)."""
+    import importlib
+    import logging
+    import sys
+
+    from hydra.core.global_hydra import GlobalHydra
+
+    def run(module: str, *arguments: str) -> tuple[int, str]:
+        monkeypatch.setattr(sys, "argv", [f"mlm_masking.{module}", *arguments])
+        GlobalHydra.instance().clear()
+        before = list(logging.getLogger().handlers)
+        capsys.readouterr()
+        try:
+            importlib.import_module(f"mlm_masking.{module}").main()
+            status = 0
+        except SystemExit as ended:
+            status = ended.code
+        finally:  # Hydra's handlers write to what capsys has put in place of stdout, for this test only
+            root = logging.getLogger()
+            root.handlers = [handler for handler in root.handlers if handler in before]
+        errors = capsys.readouterr().err
+        return status, errors if status else ""
+
+    return run
+
+
+@pytest.fixture
 def environment(tmp_path):
     """The environment of a subprocess with runs of its own."""
     return {**os.environ, "REPRO_RUNS": str(tmp_path / "runs"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
