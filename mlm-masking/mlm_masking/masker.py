@@ -300,7 +300,9 @@ def _replacement(replace: dict, vocabulary: Vocabulary, compat: str) -> Replacem
     weights = None
     if replace.get("frequencies"):
         weights = read_frequencies(replace["frequencies"], vocabulary.size)
-        if not compat.startswith("fairseq"):
+        if compat.startswith("fairseq"):
+            weights[list(vocabulary.special_ids)] = 0  # it draws from all ids, by weight
+        else:
             weights = weights[drawable]
     return Replacement(vocabulary.mask_id, drawable, replace.get("p_same", 0.0), replace.get("p_random", 0.0), weights)
 
@@ -316,7 +318,7 @@ def read_frequencies(path: str, size: int) -> np.ndarray:
         counts = np.load(file, allow_pickle=False) if file.suffix == ".npy" else np.loadtxt(file, ndmin=1)
     except (OSError, ValueError) as error:
         raise InputError(f"replace.frequencies={path} cannot be read as one number per id: {error}") from None
-    if counts.shape != (size,) or not np.isfinite(counts).all() or (counts < 0).any() or not counts[4:].any():
+    if counts.shape != (size,) or not np.isfinite(counts).all() or (counts < 0).any() or not counts.any():
         raise InputError(
             f"replace.frequencies={path} has {counts.shape} numbers: it needs {size}, one count per id, none negative "
             "and not all zero"

@@ -5,9 +5,9 @@ listed n-grams: the longest one wins over those inside it, of overlapping ones a
 that is left is a unit of its own. `mlm_masking.pmi` builds a list; the authors' published lists are read as they are:
 one n-gram per line, lower case, words parted by spaces.
 
-Words are GPT-2's pre-tokens in lower case: runs of letters, of digits, of other signs, and contractions ('s, 't, ...).
-They are compared by 64-bit hashes that can be put together from hashes of tokens, so that a batch is segmented by a
-handful of array operations whatever its tokenization, and n-grams are looked up in sorted arrays.
+Words are GPT-2's pre-tokens in lower case: runs of letters, of digits, of other signs, and contractions ('s, 't, ...
+after a letter). They are compared by 64-bit hashes that can be put together from hashes of tokens, so that a batch is
+segmented by a handful of array operations whatever its tokenization, and n-grams are looked up in sorted arrays.
 """
 
 import logging
@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 
 LENGTHS = (2, 3, 4, 5)
 CONTRACTION = r"'(?:s|t|re|ve|m|ll|d)"
-WORD = re.compile(rf"{CONTRACTION}|[^\W\d_]+|\d+|(?:[^\w\s]|_)+")
+WORD = re.compile(rf"(?<!\s){CONTRACTION}|[^\W\d_]+|\d+|(?:[^\w\s]|_)+")
 UPPER = re.compile(r"[A-Z]")
 PIECES = re.compile(r"(?:^|\s)(?:##\w|\S*[Ġ▁])")
 
@@ -123,7 +123,7 @@ def read_ngrams(path: str | Path) -> NgramList:
             if not ngram:
                 continue
             _check_ngram(ngram, f"{path}, line {number}")
-            parts = WORD.findall(ngram)  # "don't" is two words here, as it is in a block
+            parts = [part for word in ngram.split() for part in WORD.findall(word)]  # "don't" is two, as in a block
             if len(parts) in by_length:
                 by_length[len(parts)].append([ids.setdefault(part, len(ids)) for part in parts])
             else:
@@ -182,7 +182,8 @@ def _kinds(raw: bytes) -> tuple[int, int]:
     """Kinds of a token's first and last character; JOIN where the token goes on with whatever is before it, or after.
 
     Tokens stay within a pre-token, so that the kind changes only between tokens. Of a character that is split over
-    tokens only a guess is possible; a wrong one parts or joins two words, and masks them apart or together.
+    tokens only a guess is possible; a wrong one parts or joins two words, and masks them apart or together. A
+    contraction is seen where it is one token, as it is in all but very small vocabularies.
     """
     if not raw:
         return JOIN, JOIN  # a space on its own: the word follows

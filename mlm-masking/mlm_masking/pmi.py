@@ -110,6 +110,12 @@ def spell(files: list[Path], hashes: np.ndarray) -> dict[int, str]:
     return found
 
 
+def quotas(size: int, mix: dict[int, float]) -> dict[int, int]:
+    """How many n-grams of each length, `size` in all."""
+    until = [round(size * sum(mix[each] for each in LENGTHS[: place + 1])) for place in range(len(LENGTHS))]
+    return {length: after - before for length, before, after in zip(LENGTHS, [0, *until], until, strict=False)}
+
+
 def build(files: list[Path], folder: Path, size: int, mix: dict[int, float], min_count: int, memory: int) -> tuple:
     """The list of n-grams (texts, best first, shortest first) and what is known about it.
 
@@ -121,8 +127,9 @@ def build(files: list[Path], folder: Path, size: int, mix: dict[int, float], min
     words = write_words(files, folder)
     counts = {length: count_ngrams(words, length, folder, min_count, memory) for length in (1, *LENGTHS)}
     chosen, about = {}, {"words": int((words != 0).sum()), "lengths": {}}
+    quota = quotas(size, mix)
     for length in LENGTHS:
-        scored, wanted = score(words, counts, length), round(size * mix[length])
+        scored, wanted = score(words, counts, length), quota[length]
         top = best(scored, counts[length], wanted)
         chosen[length] = np.stack([words[scored.position[top] + place] for place in range(length)], axis=1)
         about["lengths"][length] = {
@@ -143,7 +150,7 @@ def build(files: list[Path], folder: Path, size: int, mix: dict[int, float], min
     for length, rows in chosen.items():
         lines = [" ".join(spelled[each] for each in row) for row in rows.tolist()]
         # A few letters lower-case into something that is no longer one word; such an n-gram could not be found again.
-        kept = [line for line in lines if len(WORD.findall(line)) == length]
+        kept = [line for line in lines if sum(len(WORD.findall(word)) for word in line.split()) == length]
         about["lengths"][length]["listed"] = len(kept)
         texts += kept
     return texts, about

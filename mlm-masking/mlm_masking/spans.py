@@ -81,10 +81,10 @@ def span_order(
     column = arange(length, index)[None, :]
     size = index * 0 + length if maskable is None else maskable.sum(1)
     masked = floor_int(as_double(size) * rate + 0.5)[:, None]
+    masked = where(masked < size[:, None], masked, (size[:, None] - 1).clip(min=0))  # a span follows a gap
     kept = size[:, None] - masked
     spans = floor_int(as_double(masked) / mean_span + 0.5).clip(min=1)
     spans = where(spans < kept, spans, kept)
-    masked = where(spans > 0, masked, 0)
 
     # Sorting gap tokens (2 i) and span tokens (2 i + 1) by their number lays them out: gap 0, span 0, gap 1, span 1,
     # ...
