@@ -186,3 +186,20 @@ def roberta_tokenizer() -> PreTrainedTokenizerBase:
     if not (folder / "merges.txt").is_file():
         pytest.skip(f"{folder} is not there")
     return RobertaTokenizer.from_pretrained(folder)
+
+
+@pytest.fixture
+def few_shot_folder(tmp_path, sentiment) -> Callable[..., Path]:
+    """A function: seeds, k -> a folder of few-shot splits of sst-2 with those of `sentiment`, 12 test examples."""
+
+    def write(seeds: tuple[int, ...] = (13, 42), k: int = 4) -> Path:
+        root = tmp_path / "few-shot"
+        for seed in seeds:
+            for name, count, draw in (("train", 2 * k, seed), ("dev", 2 * k, seed + 100), ("test", 12, 7)):
+                rows = [f"{e.sentences[0]} {name}\t{e.label}" for e in sentiment(count, seed=draw)]
+                path = root / "SST-2" / f"{k}-{seed}" / f"{name}.tsv"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_text("\n".join(["sentence\tlabel", *rows]) + "\n")
+        return root
+
+    return write
