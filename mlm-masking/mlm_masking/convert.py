@@ -1,6 +1,6 @@
 """Checkpoints of the release as transformers' `roberta-prelayernorm`, safetensors only.
 
-    python -m mlm_masking.convert path=efficient_mlm_m0.40 scale=paper            # published model with a wrong type
+    python -m mlm_masking.convert path=efficient_mlm_m0.40                       # published model with a wrong type
     python -m mlm_masking.convert path=checkpoint_best.pt from=deepspeed output_dir=large-40
 
 The layout is seen from the weights' names unless `from` says it (`layouts.py` has the maps). Every weight must find its
@@ -19,10 +19,11 @@ from typing import Any
 import torch
 from omegaconf import DictConfig
 from torch import Tensor
-from transformers import AutoModelForMaskedLM, AutoTokenizer, PreTrainedModel, RobertaConfig, RobertaPreLayerNormConfig
+from transformers import AutoModelForMaskedLM, PreTrainedModel, RobertaConfig, RobertaPreLayerNormConfig
 
 from mlm_masking.encoders import locate_model, model_name
 from mlm_masking.layouts import LAYOUTS, MODEL_TYPES, PREFIXES, TIED, detect_layout, to_transformers
+from mlm_masking.tokenizer import load_tokenizer
 from mlm_masking.weight_files import read_tensors
 from shared import InputError, hub
 from shared.launch import entrypoint
@@ -130,8 +131,7 @@ def save(conversion: Conversion, tokenizer_folder: Path | None, folder: Path) ->
     vocabulary = conversion.model.config.vocab_size
     tokenizer = None
     if tokenizer_folder is not None:
-        config = conversion.model.config
-        tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder, config=config, trust_remote_code=False)
+        tokenizer = load_tokenizer(tokenizer_folder)
         if len(tokenizer) > vocabulary:
             raise InputError(
                 f"tokenizer={tokenizer_folder} has {len(tokenizer)} entries, the checkpoint {vocabulary} embeddings: "
@@ -181,7 +181,7 @@ def main(cfg: DictConfig) -> None:
     path = Path(str(cfg.path)).expanduser()
     path = path if path.is_file() else locate_model(str(cfg.path))
     name = path.stem if path.is_file() else model_name(cfg.path)
-    experiment = cfg.experiment or f"convert_{name}"
+    experiment = cfg.name or f"convert_{name}"
     folder = run_folder(PAPER, cfg.scale, experiment, cfg.output_dir) / name
     if folder.resolve() == path.resolve():
         raise InputError(f"output_dir={cfg.output_dir} would overwrite the checkpoint itself: give another folder")

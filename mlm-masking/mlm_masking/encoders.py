@@ -15,14 +15,16 @@ from transformers import (
     AutoModelForMaskedLM,
     AutoModelForQuestionAnswering,
     AutoModelForSequenceClassification,
-    AutoTokenizer,
     PreTrainedModel,
+    PreTrainedTokenizerFast,
 )
 from transformers.utils import logging as transformers_logging
 
 from mlm_masking.layouts import check_layout
+from mlm_masking.tokenizer import load_tokenizer as read_tokenizer
 from mlm_masking.weight_files import weight_names
 from shared import InputError, hub
+from shared.training import runs_root
 
 PAPER = "mlm-masking"
 HEADS: dict[str, tuple[Any, tuple[str, ...]]] = {
@@ -31,18 +33,33 @@ HEADS: dict[str, tuple[Any, tuple[str, ...]]] = {
     "classification": (AutoModelForSequenceClassification, ("classifier.",)),
     "question_answering": (AutoModelForQuestionAnswering, ("qa_outputs.",)),
 }
-TOKENIZER_FILES = ("tokenizer.json", "vocab.json")
 
 
 def locate_model(model: str | Path) -> Path:
-    """The local folder of a model: a folder, a source of this paper, or a hub id. Raises InputError."""
-    return Path(hub.model_path(str(model), PAPER))
+    """The local folder of a model: a folder, a run of this paper, a source of it, or a hub id.
+
+    A run is named by its experiment (`efficient-large-uniform-m0.40`, or `.../snapshots/update-2300` within one); a
+    released checkpoint that has been converted is found under its own name. Raises InputError.
+    """
+    name = str(model)
+    if not Path(name).expanduser().is_dir() and ".." not in Path(name).parts and not Path(name).is_absolute():
+        last = Path(name).name
+        for scale in ("paper", "laptop"):
+            for inside in (f"{name}/model", name, f"convert_{last}/{last}"):
+                folder = runs_root() / PAPER / scale / inside
+                if (folder / "config.json").is_file():
+                    return folder
+    return Path(hub.model_path(name, PAPER))
 
 
 def model_name(model: str | Path) -> str:
     """A short name for folders and tables: the hub id's or folder's last part, of `.../<run>/model` the run's."""
     parts = [part for part in Path(str(model)).parts if part not in ("/", ".", "..")] or ["model"]
-    return parts[-2] if parts[-1] in ("model", "hf") and len(parts) > 1 else parts[-1]
+    if parts[-1] == "model" and len(parts) > 1:
+        return parts[-2]
+    if len(parts) > 2 and parts[-2] == "snapshots":
+        return f"{parts[-3]}-{parts[-1]}"
+    return parts[-1]
 
 
 def load_model(
@@ -69,7 +86,7 @@ def load_model(
         raise InputError(f"pooler_dropout={pooler_dropout}: give a number in [0, 1)")
     folder = locate_model(model)
     config = read_config(folder)
-    check_layout(config.model_type, weight_names(folder), str(folder))
+    check_layout(config.model_type, weight_names(folder), str(model))
     model_class, new = HEADS[head]
     if outputs is not None:
         config.num_labels = outputs
@@ -83,7 +100,7 @@ def load_model(
             folder, config=config, dtype=torch.float32, output_loading_info=True, trust_remote_code=False, **options
         )
     except (OSError, RuntimeError, ValueError) as error:
-        raise InputError(f"model={model}: its weights cannot be loaded: {str(error).splitlines()[0]}") from error
+        raise InputError(f"ckpt={model}: its weights cannot be loaded: {str(error).splitlines()[0]}") from error
     finally:
         transformers_logging.set_verbosity(verbosity)
         if bars:
@@ -91,7 +108,7 @@ def load_model(
     missing = sorted(key for key in report["missing_keys"] if not key.startswith(new or ("\0",)))
     if missing:
         what = "it has no masked-LM head" if missing[0].startswith("lm_head") else "they would be random"
-        raise InputError(f"model={model} lacks {len(missing)} weights (first {missing[0]}): {what}")
+        raise InputError(f"ckpt={model} lacks {len(missing)} weights (first {missing[0]}): {what}")
     return loaded.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
 
 
@@ -105,15 +122,10 @@ def read_config(folder: Path):
         raise InputError(f"{folder}/config.json cannot be used: {str(error).splitlines()[0]}") from error
 
 
-def load_tokenizer(model: str | Path, vocab_size: int | None = None):
+def load_tokenizer(model: str | Path, vocab_size: int | None = None) -> PreTrainedTokenizerFast:
     """The tokenizer that lies beside a model. Raises InputError for none, or one that does not fit the embedding."""
     folder = locate_model(model)
-    if not any((folder / name).is_file() for name in TOKENIZER_FILES):  # transformers would make an empty one
-        raise InputError(f"{folder}: no tokenizer; put vocab.json and merges.txt (or tokenizer.json) beside the model")
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
-        raise InputError(f"{folder}: its tokenizer cannot be used: {str(error).splitlines()[0]}") from error
+    tokenizer = read_tokenizer(folder)
     if vocab_size is not None and len(tokenizer) > vocab_size:
         raise InputError(
             f"{folder}: the tokenizer has {len(tokenizer)} entries, the model {vocab_size} embeddings: "

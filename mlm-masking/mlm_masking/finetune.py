@@ -1,8 +1,9 @@
 """Fine-tune a pre-trained encoder on a GLUE task: one point, several seeds, or the paper's grid.
 
-    python -m mlm_masking.finetune task=sst2 model=runs/mlm-masking/laptop/tiny/model
-    python -m mlm_masking.finetune task=rte model=efficient_mlm_m0.40 grid=task seeds=[1,2,3] scale=paper
-    python -m mlm_masking.finetune task=file model=... data.train=train.csv data.dev=dev.csv task.labels=[no,yes]
+    python -m mlm_masking.finetune task=sst2 ckpt=runs/mlm-masking/laptop/<name>/model
+    python -m mlm_masking.finetune task=rte ckpt=efficient_mlm_m0.40 evaluation=paper     # the grid, three seeds
+    python -m mlm_masking.finetune -m evaluation=table_c                                 # a table of the paper
+    python -m mlm_masking.finetune task=file ckpt=... data.train=train.csv data.dev=dev.csv task.labels=[no,yes]
 
 All weights are trained and the last state is scored; head, schedule and optimiser are the release's (`fitting.py`,
 `classification.py`). Batches are laid without padding (`padding_free.py`). Every cell (point, seed) is finished once

@@ -37,7 +37,7 @@ class GridRun:
     """The cells of one configuration. Subclasses say how one of them is trained.
 
     Args:
-        cfg: with lr, batch_size, epochs, grid, seed, seeds, search_seeds, model, device, checkpoint_every.
+        cfg: with lr, batch_size, epochs, grid, seed, seeds, search_seeds, ckpt, device, checkpoint_every.
         folder: where the cells go, below `cells/`.
         own_grid: the grid that `grid=task` stands for.
         fixed: what every cell's result depends on besides the model, the point and the seed.
@@ -55,7 +55,7 @@ class GridRun:
         self.points = [one] if cfg.grid is None else grid_points(own_grid if cfg.grid == "task" else plain(cfg.grid))
         self.seeds = check_seeds(cfg.seed if cfg.seeds is None else cfg.seeds)
         self.settings = {point: settings_of(cfg, point) for point in self.points}
-        self.model = str(cfg.model)
+        self.model = str(cfg.ckpt)
         self.fixed = {"model": fingerprint(locate_model(self.model)), **fixed}
         self.cells = Cells(folder / "cells", self.identity)
 
@@ -116,9 +116,9 @@ def print_grid(
 
 def experiment_name(cfg: DictConfig, verb: str, task: str) -> tuple[str, str]:
     """(results' name, cells' name): a single run has results of its own, and shares its cell with the grid."""
-    if cfg.experiment:
-        return cfg.experiment, cfg.experiment
-    together = f"{verb}_{model_name(cfg.model)}" + (f"_{task}" if task else "")
+    if cfg.name:
+        return cfg.name, cfg.name
+    together = f"{verb}_{model_name(cfg.ckpt)}" + (f"_{task}" if task else "")
     if cfg.grid is not None or cfg.seeds is not None:
         return together, together
     point = Point(float(cfg.lr), int(cfg.batch_size), int(cfg.epochs))

@@ -1,7 +1,7 @@
 """What a pre-trained encoder knows without being fine-tuned: minimal pairs, or linear probes on its frozen layers.
 
-    python -m mlm_masking.probe task=blimp model=runs/mlm-masking/laptop/tiny/model
-    python -m mlm_masking.probe task=linear model=... task.of=[sst2,cola]
+    python -m mlm_masking.probe task=blimp ckpt=runs/mlm-masking/laptop/<name>/model
+    python -m mlm_masking.probe task=linear ckpt=... task.of=[sst2,cola]
 
 A finished part (a paradigm, a probed task) is kept in the run's folder and not computed again.
 """
@@ -56,10 +56,10 @@ def probe_blimp(cfg: DictConfig, folder: Path) -> dict[str, Any]:
     data = Path(cfg.task.folder).expanduser() if cfg.task.folder else hub.locate(PAPER, "blimp")
     names = None if cfg.task.paradigms is None else list(cfg.task.paradigms)
     paradigms = read_paradigms(data, names, cfg.task.pairs)
-    model = load_model(cfg.model, "masked_lm", device=cfg.device)
-    tokenizer = load_tokenizer(cfg.model, model.config.vocab_size)
+    model = load_model(cfg.ckpt, "masked_lm", device=cfg.device)
+    tokenizer = load_tokenizer(cfg.ckpt, model.config.vocab_size)
     options = {"variant": cfg.task.variant, "batch_tokens": cfg.batch_tokens}
-    identity = {"model": fingerprint(locate_model(cfg.model)), "variant": cfg.task.variant, "pairs": cfg.task.pairs}
+    identity = {"model": fingerprint(locate_model(cfg.ckpt)), "variant": cfg.task.variant, "pairs": cfg.task.pairs}
     parts = Parts(folder / "paradigms", identity)
     results = {
         paradigm.name: parts.get(paradigm.name, lambda one=paradigm: score_paradigm(model, tokenizer, one, **options))
@@ -74,10 +74,10 @@ def probe_linear(cfg: DictConfig, folder: Path) -> dict[str, Any]:
     """Probes of every layer on every task, the same on a random encoder, and the majority class."""
     if not cfg.task.of:
         raise InputError("task.of is empty: give GLUE tasks, as in task.of=[sst2,cola]")
-    model = load_model(cfg.model, "none", device=cfg.device)
+    model = load_model(cfg.ckpt, "none", device=cfg.device)
     layers = None if cfg.task.layers is None else list(cfg.task.layers)
     identity = {
-        "model": fingerprint(locate_model(cfg.model)),
+        "model": fingerprint(locate_model(cfg.ckpt)),
         "seed": cfg.seed,
         **{key: _plain(cfg.task[key]) for key in ("pooling", "layers", "size", "random_twin")},
     }
@@ -85,7 +85,7 @@ def probe_linear(cfg: DictConfig, folder: Path) -> dict[str, Any]:
     options = {"pooling": cfg.task.pooling, "layers": layers, "seed": cfg.seed}
 
     def probe(name: str) -> dict[str, Any]:
-        prepared = prepare(cfg.model, glue.load_task(name), size=cfg.task.size)
+        prepared = prepare(cfg.ckpt, glue.load_task(name), size=cfg.task.size)
         result = {"data": prepared.origin, "metric": prepared.task.metric, "majority": linear_probe.baseline(prepared)}
         result |= linear_probe.probe_encoder(model, prepared, **options)
         if cfg.task.random_twin:
@@ -138,10 +138,10 @@ def main(cfg: DictConfig) -> None:
             f"task={cfg.task.name} is a task of mlm_masking.finetune; probe takes task=blimp or task=linear"
         )
     probe, show = PROBES[cfg.task.kind]
-    name = cfg.experiment or f"probe_{model_name(cfg.model)}_{cfg.task.name}"
+    name = cfg.name or f"probe_{model_name(cfg.ckpt)}_{cfg.task.name}"
     folder = run_folder(PAPER, cfg.scale, name, cfg.output_dir)
     run = Run(PAPER, name, cfg.scale, cfg.output_dir, config=cfg, seed=cfg.seed)
-    run.metrics |= {"model": model_name(cfg.model), **probe(cfg, folder)}
+    run.metrics |= {"model": model_name(cfg.ckpt), **probe(cfg, folder)}
     console = Console()
     show(run.metrics, console)
     run.finish(console)

@@ -1,8 +1,8 @@
 """Fine-tune a pre-trained encoder on SQuAD v1.1 and score it with the official exact match and F1.
 
-    python -m mlm_masking.squad model=runs/mlm-masking/paper/convert_efficient_mlm_m0.40/efficient_mlm_m0.40 scale=paper
-    python -m mlm_masking.squad model=... grid=task seeds=[1,2,3]
-    python -m mlm_masking.squad model=... data.train=train-v1.1.json data.dev=dev-v1.1.json
+    python -m mlm_masking.squad ckpt=efficient_mlm_m0.40
+    python -m mlm_masking.squad ckpt=... evaluation=paper          # the grid, three seeds
+    python -m mlm_masking.squad ckpt=... data.train=train-v1.1.json data.dev=dev-v1.1.json
 
 The settings are those of transformers' example script, which the paper uses: AdamW without weight decay or warm-up,
 linear decay, windows of 384 tokens that overlap by 128. Grid, cells and resumption are those of `mlm_masking.finetune`.

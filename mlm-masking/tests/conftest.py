@@ -137,3 +137,103 @@ def command(runs, monkeypatch, capsys):
 def environment(tmp_path):
     """The environment of a subprocess with runs of its own."""
     return {**os.environ, "REPRO_RUNS": str(tmp_path / "runs"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+
+
+# ------------------------------------------------------------------------------------------------------- pre-training
+
+
+@pytest.fixture(scope="session")
+def pretrain_text(tmp_path_factory) -> Path:
+    """A text file of 1,500 lines in which every word tells the next: context helps."""
+    import random
+
+    rng = random.Random(0)
+    words = sorted(set(TEXT.split()) - {".", ","})
+    lines = []
+    for number in range(1500):
+        first, count = rng.randrange(len(words)), rng.randint(6, 16)
+        chain = [words[(first + step) % len(words)] for step in range(count)]
+        lines.append(" ".join(chain) + " ." if number % 10 else "")
+    path = tmp_path_factory.mktemp("text") / "lines.txt"
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="session")
+def pretrain_overrides(pretrain_text):
+    """A function: output folder -> overrides of a pre-training of a second (2 layers of 32 units, 12 updates)."""
+
+    def build(output_dir: Path, *more: str) -> list[str]:
+        return [
+            f"output_dir={output_dir}",
+            "data=textfiles",
+            f"data.path={pretrain_text}",
+            "data.vocab_size=300",
+            "data.block_length=16",
+            "data_processes=1",
+            "model.num_hidden_layers=2",
+            "model.hidden_size=32",
+            "model.intermediate_size=64",
+            "model.max_position_embeddings=34",
+            "batch_size=8",
+            "optim.max_steps=12",
+            "optim.logging_steps=1",
+            "optim.disable_tqdm=true",
+            "eval.steps=6",
+            "eval.blocks=20",
+            *more,
+        ]
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def compose_pretrain():
+    """A function: overrides -> the composed configuration of `python -m mlm_masking.pretrain`."""
+    import hydra
+    from hydra.core.global_hydra import GlobalHydra
+
+    import shared.launch  # noqa: F401  (puts the launch group on Hydra's search path)
+
+    folder = Path(__file__).parents[1] / "configs"
+
+    def compose(overrides: list[str]):
+        GlobalHydra.instance().clear()
+        with hydra.initialize_config_dir(str(folder), version_base="1.3"):
+            return hydra.compose("config", overrides=overrides)
+
+    return compose
+
+
+@pytest.fixture
+def pretrain_here(compose_pretrain, pretrain_overrides, runs, tmp_path):
+    """A function: more overrides -> a pre-training in this process; its folder."""
+
+    def run(*more: str, output_dir: Path | None = None) -> Path:
+        from mlm_masking.pretrain import pretrain
+
+        return pretrain(compose_pretrain(pretrain_overrides(output_dir or tmp_path / "run", *more)))
+
+    return run
+
+
+@pytest.fixture
+def start_pretrain(pretrain_overrides, environment):
+    """A function: output folder, more overrides -> a running `python -m mlm_masking.pretrain`, its output in a log."""
+    import subprocess
+    import sys
+
+    started: list[subprocess.Popen] = []
+
+    def start(output_dir: Path, *more: str) -> subprocess.Popen:
+        command = [sys.executable, "-m", "mlm_masking.pretrain", *pretrain_overrides(output_dir, *more)]
+        with output_dir.with_suffix(".log").open("wb") as log:
+            process = subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT)
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:
+        if process.poll() is None:
+            process.kill()
+            process.wait()

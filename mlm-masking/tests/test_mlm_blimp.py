@@ -159,21 +159,21 @@ def test_the_command_scores_a_paradigm_once_and_refuses_another_runs(tmp_path, c
     write_paradigm(tmp_path / "blimp", "order", [("the cat sat .", "cat the sat ."), ("a dog ran .", "dog a ran .")])
     common = ("task=blimp", f"task.folder={tmp_path}/blimp", f"output_dir={tmp_path}/out")
     common += ("progress=false",)
-    assert command("probe", *common, f"model={checkpoint}") == (0, "")
+    assert command("probe", *common, f"ckpt={checkpoint}") == (0, "")
     metrics = json.loads((tmp_path / "out" / "results.json").read_text())["metrics"]
     part = tmp_path / "out" / "paradigms" / "order.json"
     stored = json.loads(part.read_text())
     assert metrics["paradigms"]["order"] == stored["result"]["accuracy"] and metrics["pairs"] == 2
     stored["result"]["accuracy"] = 0.123
     part.write_text(json.dumps(stored))
-    assert command("probe", *common, f"model={checkpoint}") == (0, "")
+    assert command("probe", *common, f"ckpt={checkpoint}") == (0, "")
     assert json.loads((tmp_path / "out" / "results.json").read_text())["metrics"]["accuracy"] == 0.123
-    status, error = command("probe", *common, f"model={make_checkpoint(seed=5)}")
+    status, error = command("probe", *common, f"ckpt={make_checkpoint(seed=5)}")
     assert status == 2 and "is of a run with another model" in error
 
 
 def test_tasks_of_the_other_program_are_refused(checkpoint, command):
-    status, error = command("probe", "task=rte", f"model={checkpoint}")
+    status, error = command("probe", "task=rte", f"ckpt={checkpoint}")
     assert status == 2 and "probe takes task=blimp or task=linear" in error
 
 

@@ -13,7 +13,7 @@ import torch
 
 from mlm_masking import glue
 from mlm_masking.classification import classify, loss_function, predict_logits, prepare
-from mlm_masking.encoders import load_model, load_tokenizer, model_name
+from mlm_masking.encoders import load_model, load_tokenizer, locate_model, model_name
 from mlm_masking.finetune import finetune
 from mlm_masking.fitting import Checkpoint, Diverged, Settings, batches_from, fit, optimizer_and_schedule, update_counts
 from mlm_masking.padding_free import PaddingFree
@@ -254,7 +254,7 @@ def test_models_and_lengths_that_do_not_fit_are_refused(
         file.unlink()
     for name in ("vocab.json", "merges.txt"):
         (bare / name).unlink(missing_ok=True)
-    with pytest.raises(InputError, match="no tokenizer"):
+    with pytest.raises(InputError, match=r"needs tokenizer\.json, or vocab\.json and merges\.txt"):
         finetune(bare, "sst2", **options)
 
 
@@ -269,9 +269,30 @@ def test_missing_encoder_weights_are_an_error_and_not_random(make_checkpoint):
         load_model(folder, "classification", outputs=2, device="cpu")
 
 
+def test_a_model_is_found_by_the_name_of_its_run_or_of_what_was_converted(checkpoint, runs):
+    import shutil
+
+    for place in (
+        "efficient-tiny/model",
+        "curves/snapshots/update-10",
+        "convert_efficient_mlm_m0.40/efficient_mlm_m0.40",
+    ):
+        shutil.copytree(checkpoint, runs / "mlm-masking" / "paper" / place)
+    for name in (
+        "efficient-tiny",
+        "curves/snapshots/update-10",
+        "princeton-nlp/efficient_mlm_m0.40",
+        "efficient_mlm_m0.40",
+    ):
+        assert (locate_model(name) / "config.json").is_file(), name
+    with pytest.raises(InputError):
+        locate_model("../paper/efficient-tiny")
+
+
 def test_runs_are_named_after_their_model():
     assert model_name("princeton-nlp/efficient_mlm_m0.40") == "efficient_mlm_m0.40"
     assert model_name("runs/mlm-masking/laptop/uniform_40/model") == "uniform_40"
+    assert model_name("curves_large_m0.15/snapshots/update-2300") == "curves_large_m0.15-update-2300"
 
 
 # ---------------------------------------------------------------------------------------------------------- resumption
@@ -309,7 +330,7 @@ def test_a_run_killed_between_updates_ends_with_the_same_weights(checkpoint, opt
 def arguments(files, checkpoint, *more):
     return (
         "task=sst2",
-        f"model={checkpoint}",
+        f"ckpt={checkpoint}",
         f"data.train={files}/train.jsonl",
         f"data.dev={files}/dev.jsonl",
         f"output_dir={files}/out",

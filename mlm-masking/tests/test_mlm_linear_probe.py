@@ -87,7 +87,7 @@ def test_layers_and_poolings_that_are_not_there_are_refused(model, prepared):
 @pytest.mark.mirror
 def test_the_command_probes_tasks_of_the_mirror(checkpoint, tmp_path, command):
     more = ("task.of=[sst2]", "task.size=60", "task.layers=[0,2]", f"output_dir={tmp_path}/out", "device=cpu")
-    assert command("probe", "task=linear", f"model={checkpoint}", *more) == (0, "")
+    assert command("probe", "task=linear", f"ckpt={checkpoint}", *more) == (0, "")
     metrics = json.loads((tmp_path / "out" / "results.json").read_text())["metrics"]["tasks"]["sst2"]
     assert set(metrics["layers"]) == set(metrics["random"]["layers"]) == {"0", "2"}
     assert metrics["data"] in ("sst2_sentences", "glue_sst2") and "majority" in metrics

@@ -259,7 +259,7 @@ def test_a_learnable_task_is_learned(make_checkpoint, tmp_path):
 
 def test_the_command_scores_and_refuses_what_it_must(checkpoint, tmp_path, command):
     train, dev = write_task(tmp_path / "train.json", 40, 0), write_task(tmp_path / "dev.json", 10, 1)
-    common = ("squad", f"model={checkpoint}", f"data.train={train}", f"data.dev={dev}", f"output_dir={tmp_path}/out",
+    common = ("squad", f"ckpt={checkpoint}", f"data.train={train}", f"data.dev={dev}", f"output_dir={tmp_path}/out",
               "progress=false", "device=cpu", "epochs=1")  # fmt: skip
     status, error = command(*common)
     assert status == 2 and "max_length=384, but the model's positions hold 64 tokens: give max_length=64" in error
