@@ -42,7 +42,7 @@ $(READY): Makefile constraints/$(KIND).txt $(PROJECTS:%=%/pyproject.toml) $(PAPE
 	  where+=(--override $(VENV)/override.txt); else extra=(vllm); fi; \
 	grep -hv '^-e ' $(PAPERS:%=%/requirements.txt) > $(VENV)/needs.txt; \
 	$(UV) pip install --quiet --python $(PY) "$${where[@]}" -c constraints/$(KIND).txt \
-	  $(PROJECTS:%=-e ./%) -r $(VENV)/needs.txt pytest pytest-timeout ruff "$${extra[@]}"; \
+	  $(PROJECTS:%=-e ./%) -r $(VENV)/needs.txt pytest pytest-timeout hypothesis ruff "$${extra[@]}"; \
 	if [ $(KIND) = cuda ]; then $(UV) pip install --quiet --python $(PY) --no-build-isolation -c constraints/cuda.txt flash-attn \
 	  || echo "flash-attn did not build here: attention falls back to torch's own kernels"; fi
 	@touch $@
