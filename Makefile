@@ -64,7 +64,7 @@ format: $(READY) ## ruff, repairing what it can
 reproduce-%: $(READY) ## one paper at laptop scale, offline, ending in its table
 	@$(PY) -m $(call package,$*).reproduce $(ARGS)
 
-reproduce: $(PAPERS:%=reproduce-%) ## every paper at laptop scale
+reproduce: $(patsubst %,reproduce-%,$(foreach p,$(PAPERS),$(if $(wildcard $p/*/reproduce.py),$p))) ## every paper that has a laptop scale
 
 plan-%: $(READY) ## what the paper-scale experiments need, and what this machine lacks
 	@$(PY) -m $(call package,$*).plan $(ARGS)
