@@ -13,6 +13,7 @@ Two things make a step cheaper and leave its result as it is. The head sees only
 last layer but for its keys and values: of what it would compute at other positions nothing is ever read.
 """
 
+import contextlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from transformers import (
     RobertaPreLayerNormForMaskedLM,
 )
 from transformers.masking_utils import create_bidirectional_mask
+from transformers.utils import logging as transformers_logging
 
 from mlm_masking.loss import linear_cross_entropy
 from shared import InputError
@@ -37,6 +39,8 @@ CLASSES = {
     "post": (RobertaConfig, RobertaForMaskedLM),
 }
 SIZES = ("num_hidden_layers", "hidden_size", "num_attention_heads", "intermediate_size", "max_position_embeddings")
+POSITIONS = ("normal", "sinusoidal")
+SLOWEST = 64.0  # the slowest sine turns once in 402 positions
 PAD_ID = 1
 # The row of pad comes first among the positions, and the row before it is never used.
 POSITION_OFFSET = PAD_ID + 1
@@ -77,13 +81,21 @@ def model_config(options: Mapping[str, Any], norm: str, vocab_size: int) -> Pret
     )
 
 
-def build_backbone(config: PretrainedConfig, seed: int, vocab_size: int | None = None) -> PreTrainedModel:
+def build_backbone(
+    config: PretrainedConfig, seed: int, vocab_size: int | None = None, positions: str = "normal"
+) -> PreTrainedModel:
     """A new masked-LM model: matrices N(0, initializer_range), biases and pad rows 0, LayerNorms 1 and 0.
 
     Args:
         seed: of the weights, the same on every machine whatever else draws random numbers.
         vocab_size: ids that exist; the rows of the embedding after them are 0.
+        positions: how the position embeddings begin: "normal" as the rest, or "sinusoidal", sines of the same size,
+            from which a small model learns sooner who stands beside whom. They are learned either way.
+    Raises:
+        InputError: another `positions`.
     """
+    if positions not in POSITIONS:
+        raise InputError(f"model.position_init={positions}: give one of {', '.join(POSITIONS)}")
     model = CLASSES["pre" if config.model_type == "roberta-prelayernorm" else "post"][1](config)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -100,9 +112,19 @@ def build_backbone(config: PretrainedConfig, seed: int, vocab_size: int | None =
                 module.bias.zero_()
         if vocab_size is not None:
             model.get_input_embeddings().weight[vocab_size:].zero_()
-        model.base_model.embeddings.token_type_embeddings.weight.zero_()
+        embeddings = model.base_model.embeddings
+        embeddings.token_type_embeddings.weight.zero_()
+        if positions == "sinusoidal":
+            table = embeddings.position_embeddings.weight
+            table[POSITION_OFFSET:] = config.initializer_range * sinusoids(len(table) - POSITION_OFFSET, table.shape[1])
     model.tie_weights()
     return model
+
+
+def sinusoids(length: int, width: int) -> Tensor:
+    """`(length, width)` sines and cosines in turn, of angles per position from 1 down to 1 / SLOWEST."""
+    angles = torch.arange(length)[:, None] * SLOWEST ** -torch.linspace(0, 1, -(-width // 2))[None]
+    return torch.stack([angles.sin(), angles.cos()], dim=2).flatten(1)[:, :width]
 
 
 class PredictionHead(nn.Module):
@@ -234,6 +256,17 @@ def check_length(config: PretrainedConfig, length: int) -> None:
         )
 
 
+@contextlib.contextmanager
+def _no_progress_bar():
+    shown = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            transformers_logging.enable_progress_bar()
+
+
 def export(model: MaskedLanguageModel, folder: Path, tokenizer: Any, state: Mapping[str, Tensor] | None = None) -> None:
     """Write a plain folder for `AutoModelForMaskedLM` and `AutoTokenizer`, without the embedding's rows of padding.
 
@@ -252,6 +285,7 @@ def export(model: MaskedLanguageModel, folder: Path, tokenizer: Any, state: Mapp
     }
     plain.load_state_dict(cut, strict=True)
     plain.tie_weights()
-    plain.save_pretrained(folder)
+    with _no_progress_bar():
+        plain.save_pretrained(folder)
     if tokenizer is not None:
         tokenizer.save_pretrained(folder)

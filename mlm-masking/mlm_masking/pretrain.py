@@ -16,6 +16,7 @@ import logging
 import os
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -107,12 +108,18 @@ def pretrain(cfg: DictConfig) -> Path | None:
 
 
 def train(
-    cfg: DictConfig, folder: Path, text: Text, start: Start | None = None, args: TrainingArguments | None = None
+    cfg: DictConfig,
+    folder: Path,
+    text: Text,
+    start: Start | None = None,
+    args: TrainingArguments | None = None,
+    on_trainer: Callable[[MaskingTrainer], None] | None = None,
 ) -> Trained:
     """Train on text that is open already: `pretrain` without run folder, results and their bookkeeping.
 
     For many small runs in one process: nothing is looked up, and with `optim.save_strategy=no` nothing but the metrics
-    log is written. Returns the trainer with the model in it, and what goes into results.json.
+    log is written. `on_trainer` sees the trainer before it begins. Returns the trainer with the model in it, and what
+    goes into results.json.
     """
     start, args = start or Start(), args or build_arguments(cfg, folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -152,6 +159,8 @@ def train(
     if cfg.compute.compile:
         for layer in model.backbone.base_model.encoder.layer:
             layer.compile()
+    if on_trainer is not None:
+        on_trainer(trainer)
     # Processes draw their own dropout; the same on every one would be less noise than one process has.
     seed_everything((cfg.seed + args.process_index) % 2**32)
     begun = time.monotonic()
@@ -290,7 +299,7 @@ def build_model(cfg: DictConfig, text: Text) -> MaskedLanguageModel:
     size = text.vocabulary.size
     if cfg.init_from is None:
         config = model_config(cfg.model, cfg.norm, size)
-        backbone = build_backbone(config, cfg.seed, size)
+        backbone = build_backbone(config, cfg.seed, size, cfg.model.get("position_init", "normal"))
     else:
         backbone = load_model(cfg.init_from, "masked_lm", device="cpu")
         config = backbone.config

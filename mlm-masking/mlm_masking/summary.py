@@ -25,9 +25,11 @@ def summary(
         first: the update this process began with. begun: when, by time.monotonic().
     """
     seconds = time.monotonic() - begun
-    lines = read_metrics(folder / "metrics.jsonl")
-    last = lines[-1].get("eval_own") if lines and lines[-1]["step"] == trainer.state.global_step else None
-    losses = trainer.heldout.losses(trainer.model) if last is None else _losses_of(lines[-1])
+    # Every process has this history, also that of before a resumption; the metrics log is the main one's alone.
+    lines = trainer.state.log_history
+    ends = [line for line in lines if "eval_own" in line and line["step"] == trainer.state.global_step]
+    losses = _losses_of(ends[-1]) if ends else trainer.heldout.losses(trainer.model)
+    written = read_metrics(folder / "metrics.jsonl")
     logged = [line for line in lines if "loss" in line]
     updates, model = trainer.state.global_step, trainer.plain_model
     rates = trainer.masker.rates
@@ -54,7 +56,7 @@ def summary(
             "tokens": tokens,
             "flops": shown * flops_per_token(model.config, prediction / trainer.masker.copies(1.0)),
             "tokens_per_second": tokens * (updates - first) / updates / seconds if updates > first else None,
-            "seconds": lines[-1]["seconds"] if lines else None,
+            "seconds": written[-1]["seconds"] if written else None,
             "processes": trainer.args.world_size,
         },
     }

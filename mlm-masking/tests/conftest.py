@@ -205,8 +205,21 @@ def compose_pretrain():
     return compose
 
 
+@pytest.fixture(scope="session")
+def pretrain_home(tmp_path_factory) -> Path:
+    """REPRO_RUNS of the pre-trainings: one for all, so that their text is tokenized once."""
+    return tmp_path_factory.mktemp("runs")
+
+
 @pytest.fixture
-def pretrain_here(compose_pretrain, pretrain_overrides, runs, tmp_path):
+def home(pretrain_home, monkeypatch) -> Path:
+    monkeypatch.setenv("REPRO_RUNS", str(pretrain_home))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    return pretrain_home
+
+
+@pytest.fixture
+def pretrain_here(compose_pretrain, pretrain_overrides, home, tmp_path):
     """A function: more overrides -> a pre-training in this process; its folder."""
 
     def run(*more: str, output_dir: Path | None = None) -> Path:
@@ -218,7 +231,7 @@ def pretrain_here(compose_pretrain, pretrain_overrides, runs, tmp_path):
 
 
 @pytest.fixture
-def start_pretrain(pretrain_overrides, environment):
+def start_pretrain(pretrain_overrides, pretrain_home, environment):
     """A function: output folder, more overrides -> a running `python -m mlm_masking.pretrain`, its output in a log."""
     import subprocess
     import sys
@@ -228,7 +241,8 @@ def start_pretrain(pretrain_overrides, environment):
     def start(output_dir: Path, *more: str) -> subprocess.Popen:
         command = [sys.executable, "-m", "mlm_masking.pretrain", *pretrain_overrides(output_dir, *more)]
         with output_dir.with_suffix(".log").open("wb") as log:
-            process = subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT)
+            mine = {**environment, "REPRO_RUNS": str(pretrain_home)}
+            process = subprocess.Popen(command, env=mine, stdout=log, stderr=subprocess.STDOUT)
         started.append(process)
         return process
 

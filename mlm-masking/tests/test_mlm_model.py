@@ -94,6 +94,18 @@ def test_initial_weights_are_the_papers_and_a_function_of_the_seed(norm):
     assert model.lm_head.decoder.bias is model.lm_head.bias
 
 
+def test_sinusoidal_positions_begin_as_sines_of_the_same_size_and_are_learned():
+    config = model_config({**TINY, "hidden_size": 64, "intermediate_size": 64, "initializer_range": 0.1}, "pre", 50)
+    model = build_backbone(config, 1, positions="sinusoidal")
+    table = model.base_model.embeddings.position_embeddings.weight
+    assert not table[1].any() and table.requires_grad
+    assert float(table[2:].detach().abs().max()) == pytest.approx(0.1, rel=1e-3)
+    near, far = (float(torch.cosine_similarity(table[10], table[10 + step], dim=0).detach()) for step in (1, 12))
+    assert near > 0.9 > far + 0.1
+    with pytest.raises(InputError, match="position_init=zigzag"):
+        build_backbone(config, 1, positions="zigzag")
+
+
 def reference_logits(weights, ids, heads):
     """Pre-LayerNorm RoBERTa written from its equations, double precision: (rows, length, vocabulary)."""
 
