@@ -38,8 +38,17 @@ from llmbar.strategies import from_config
 from shared import InputError, hub
 from shared.generation import Price, Request
 from shared.launch import entrypoint
-from shared.plan import GPU, availability, chosen_experiments, chosen_gpu, download_bytes, machine_lacks, runs_of
-from shared.results import write_atomic
+from shared.plan import (
+    GPU,
+    availability,
+    chosen_experiments,
+    chosen_gpu,
+    deliver,
+    download_bytes,
+    machine_lacks,
+    print_lacks,
+    runs_of,
+)
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 BYTES_PER_TOKEN = 4
@@ -265,11 +274,7 @@ def print_plan(plans: list[Plan], missing: dict[str, str | None], general: list[
         if "memory" in plan.lacks:
             fix = "raise judge.generator.tensor_parallel_size"
             general = [*general, f"memory: {plan.experiment} does not fit {plan.gpus} x {cfg.gpu}: {fix}"]
-    for line in general:
-        console.print(f"  lacking: {line}", style="yellow", highlight=False)
-    for name, what in missing.items():
-        if what:
-            console.print(f"  missing: {name}: {what}", style="yellow", highlight=False, soft_wrap=True)
+    print_lacks(console, general, missing)
     console.print(
         "Upper bounds: every first stage in conflict, every answer at its limit; tokens are bytes / 4. Formulas in "
         "llmbar/plan.py; evaluate ... dry_run=true counts with the model's own tokenizer.",
@@ -281,17 +286,9 @@ def print_plan(plans: list[Plan], missing: dict[str, str | None], general: list[
 @entrypoint(config_path="../configs", config_name="plan")
 def main(cfg: DictConfig) -> None:
     plans, missing, general = make_plan(cfg)
-    assumptions = OmegaConf.to_container(cfg, resolve=True) | asdict(chosen_gpu(cfg.gpu))
-    whole = {"estimates": [asdict(plan) for plan in plans], "assumptions": assumptions,
-             "missing": {name: what for name, what in missing.items() if what}, "machine_lacks": general}  # fmt: skip
-    if cfg.output == "json":
-        print(json.dumps(whole, indent=1))
-    elif cfg.output == "table":
-        print_plan(plans, missing, general, cfg)
-    else:
-        raise InputError(f"output={cfg.output}: give table or json")
-    if cfg.output_dir is not None:
-        write_atomic(Path(cfg.output_dir).expanduser() / "plan.json", json.dumps(whole, indent=1) + "\n")
+    assumptions = OmegaConf.to_container(cfg, resolve=True)
+    rows = [asdict(plan) for plan in plans]
+    deliver(cfg, rows, missing, general, assumptions, lambda: print_plan(plans, missing, general, cfg))
 
 
 if __name__ == "__main__":

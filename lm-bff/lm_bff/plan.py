@@ -14,9 +14,7 @@ templates (T5-3B, about 15 GB, minutes per task and split) and label words (seco
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig
@@ -29,8 +27,7 @@ from lm_bff.tables import read_specification
 from lm_bff.tasks import get_task
 from shared import InputError
 from shared.launch import entrypoint
-from shared.plan import GPU, availability, chosen_gpu, download_bytes, machine_lacks
-from shared.results import write_atomic
+from shared.plan import GPU, availability, chosen_gpu, deliver, download_bytes, machine_lacks, print_lacks
 
 SEEDS, GRID, STEPS, MEAN_BATCH, EVALUATIONS = 5, 9, 1000, (2 + 4 + 8) / 3, 10
 PROMPT = 40  # tokens of one sentence with its share of the template; the tasks' first prompts have 11 to 125
@@ -134,11 +131,7 @@ def print_plan(plans: list[Plan], missing: dict[str, str | None], general: list[
     table.add_row("all", "", f"{sum(p.trials for p in plans):,}", f"{sum(p.flops for p in plans):.1e}", "",
                   f"{sum(p.hours for p in plans):.1f}")  # fmt: skip
     console.print(table)
-    for line in general:
-        console.print(f"  lacking: {line}", style="yellow", highlight=False)
-    for name, what in missing.items():
-        if what:
-            console.print(f"  missing: {name}: {what}", style="yellow", highlight=False, soft_wrap=True)
+    print_lacks(console, general, missing)
     console.print(
         "Rows of several tables share trials, which are run once: the sum is an upper bound. See lm_bff/plan.py.",
         style="dim",
@@ -150,17 +143,8 @@ def print_plan(plans: list[Plan], missing: dict[str, str | None], general: list[
 def main(cfg: DictConfig) -> None:
     plans, missing, general = make_plan(cfg)
     rows = [{**asdict(plan), "needs": sorted(plan.needs)} for plan in plans]
-    assumptions = {"gpu": cfg.gpu, **asdict(chosen_gpu(cfg.gpu)), "gpus": cfg.gpus, "utilisation": cfg.utilisation}
-    whole = {"estimates": rows, "assumptions": assumptions, "machine_lacks": general,
-             "missing": {name: what for name, what in missing.items() if what}}  # fmt: skip
-    if cfg.output == "json":
-        print(json.dumps(whole, indent=1))
-    elif cfg.output == "table":
-        print_plan(plans, missing, general, cfg)
-    else:
-        raise InputError(f"output={cfg.output}: give table or json")
-    if cfg.output_dir is not None:
-        write_atomic(Path(cfg.output_dir).expanduser() / "plan.json", json.dumps(whole, indent=1) + "\n")
+    assumptions = {"gpus": cfg.gpus, "utilisation": cfg.utilisation}
+    deliver(cfg, rows, missing, general, assumptions, lambda: print_plan(plans, missing, general, cfg))
 
 
 if __name__ == "__main__":

@@ -7,10 +7,11 @@ are read by composing the paper's configurations, so a plan is of what would run
 import contextlib
 import copy
 import itertools
+import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,11 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
 
 import shared.launch  # noqa: F401 (puts the shared configurations on Hydra's search path)
 from shared import InputError, hub
+from shared.results import write_atomic
 from shared.sources import human_bytes, sources
 
 
@@ -162,3 +165,42 @@ def machine_lacks(gpu_name: str, gpus: int, download: int) -> list[str]:
     if free < 2 * download:  # an archive lies beside what is unpacked from it
         lacks.append(f"disk: {human_bytes(free)} free, {human_bytes(2 * download)} wanted for the downloads")
     return lacks
+
+
+# -------------------------------------------------------------------------------------------------------------- output
+
+
+def print_lacks(console: Console, general: Iterable[str], missing: dict[str, str | None]) -> None:
+    """What the machine lacks and what is missing of data and models, a line each."""
+    for line in general:
+        console.print(f"  lacking: {line}", style="yellow", highlight=False)
+    for name, what in missing.items():
+        if what:
+            console.print(f"  missing: {name}: {what}", style="yellow", highlight=False, soft_wrap=True)
+
+
+def deliver(
+    cfg: DictConfig,
+    estimates: list[dict[str, Any]],
+    missing: dict[str, str | None],
+    general: list[str],
+    assumptions: dict[str, Any],
+    show: Callable[[], None],
+) -> None:
+    """The plan as `output` says (JSON, or the table that `show` prints), and as plan.json in `output_dir` if given.
+
+    Raises:
+        InputError: an `output` that is neither.
+    """
+    assumptions = {"gpu": cfg.gpu, **asdict(chosen_gpu(cfg.gpu)), **assumptions}
+    missing = {name: what for name, what in missing.items() if what}
+    whole = {"estimates": estimates, "assumptions": assumptions, "missing": missing, "machine_lacks": general}
+    text = json.dumps(whole, indent=1) + "\n"
+    if cfg.output == "json":
+        print(text, end="")
+    elif cfg.output == "table":
+        show()
+    else:
+        raise InputError(f"output={cfg.output}: give table or json")
+    if cfg.output_dir is not None:
+        write_atomic(Path(cfg.output_dir).expanduser() / "plan.json", text)

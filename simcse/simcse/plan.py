@@ -15,7 +15,6 @@ what this machine lacks for them. Everything but the parameter counts is an esti
 Experiments and their settings are read from configs/experiment, so the plan is of what would run.
 """
 
-import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -27,15 +26,15 @@ from shared import InputError
 from shared.launch import entrypoint
 from shared.plan import (
     GPU,
-    GPUS,
     availability,
     chosen_experiments,
     chosen_gpu,
+    deliver,
     download_bytes,
     machine_lacks,
+    print_lacks,
     runs_of,
 )
-from shared.results import write_atomic
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 DEV_SENTENCES = 3_833  # distinct sentences of STS-B dev and SICK-R trial
@@ -199,26 +198,13 @@ def print_plan(plans: list[Plan], missing: dict[str, str | None], general: list[
     runs = sum(plan.runs for plan in plans)
     table.add_row("all", str(runs), "", f"{flops:.1e}", "", f"{hours:.1f}", "")
     console.print(table)
-    for line in general:
-        console.print(f"  lacking: {line}", style="yellow", highlight=False)
-    for name, what in missing.items():
-        if what:
-            console.print(f"  missing: {name}: {what}", style="yellow", highlight=False, soft_wrap=True)
+    print_lacks(console, general, missing)
     console.print(
         "Estimates: tokens are an upper bound, FLOP = 6 x block parameters x tokens (+ evaluation, MLM), memory = 16 "
         "bytes per parameter + activations, hours = FLOP / (peak x utilisation). One seed each; see simcse/plan.py.",
         style="dim",
         soft_wrap=True,
     )
-
-
-def as_json(plans: list[Plan], missing: dict[str, str | None], general: list[str], cfg: DictConfig) -> str:
-    """The plan as JSON, with the assumptions it rests on."""
-    rows = [{**asdict(plan), "needs": sorted(plan.needs)} for plan in plans]
-    assumptions = {"gpu": cfg.gpu, **asdict(GPUS[cfg.gpu]), "gpus": cfg.gpus, "utilisation": cfg.utilisation}
-    missing = {name: what for name, what in missing.items() if what}
-    whole = {"estimates": rows, "assumptions": assumptions, "missing": missing, "machine_lacks": general}
-    return json.dumps(whole, indent=1) + "\n"
 
 
 def make_plan(cfg: DictConfig) -> tuple[list[Plan], dict[str, str | None], list[str]]:
@@ -249,15 +235,9 @@ def make_plan(cfg: DictConfig) -> tuple[list[Plan], dict[str, str | None], list[
 @entrypoint(config_path="../configs", config_name="plan")
 def main(cfg: DictConfig) -> None:
     plans, missing, general = make_plan(cfg)
-    text = as_json(plans, missing, general, cfg)
-    if cfg.output == "json":
-        print(text, end="")
-    elif cfg.output == "table":
-        print_plan(plans, missing, general, cfg)
-    else:
-        raise InputError(f"output={cfg.output}: give table or json")
-    if cfg.output_dir is not None:
-        write_atomic(Path(cfg.output_dir).expanduser() / "plan.json", text)
+    rows = [{**asdict(plan), "needs": sorted(plan.needs)} for plan in plans]
+    assumptions = {"gpus": cfg.gpus, "utilisation": cfg.utilisation}
+    deliver(cfg, rows, missing, general, assumptions, lambda: print_plan(plans, missing, general, cfg))
 
 
 if __name__ == "__main__":

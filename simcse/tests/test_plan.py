@@ -11,7 +11,8 @@ from transformers import BertConfig, BertModel, RobertaConfig, RobertaModel
 
 from shared import InputError
 from shared.plan import GPUS, availability, runs_of
-from simcse.plan import CONFIGS, ENCODERS, as_json, estimate, make_plan
+from simcse import plan
+from simcse.plan import CONFIGS, ENCODERS, estimate, make_plan
 
 
 def configuration(name):
@@ -131,9 +132,9 @@ def test_a_model_of_unknown_size_is_an_error_not_a_guess():
         estimate(cfg)
 
 
-def test_json_carries_the_estimates_with_their_assumptions():
-    cfg = plan_config("experiments=[unsup_bert_base]", "gpus=2")
-    whole = json.loads(as_json(*make_plan(cfg), cfg))
+def test_json_carries_the_estimates_with_their_assumptions(capsys):
+    plan.main.__wrapped__(plan_config("experiments=[unsup_bert_base]", "gpus=2", "output=json"))
+    whole = json.loads(capsys.readouterr().out)
     h100 = {"gpu": "H100", "tflops": 989, "memory_gb": 80, "bandwidth_gbs": 3350}
     assert whole["assumptions"] == h100 | {"gpus": 2, "utilisation": 0.25}
     assert whole["estimates"][0]["experiment"] == "unsup_bert_base" and whole["estimates"][0]["hours"] > 0
