@@ -72,7 +72,7 @@ def main() -> None:
     arguments = (options.words, options.vocabulary, options.seed, options.processes, options.scratch)
     with concurrent.futures.ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
         result = pool.submit(build, documents, *arguments).result()
-    table = Table("documents", "words each", "peak GB", "of a worker", "build s", "index GB", "postings", "ms/question")
+    table = Table("documents", "words", "peak GB", "worker", "build s", "index GB", "postings", "ms/query")
     gigabytes = {key: f"{result[key] / 1e9:.2f}" for key in ("peak_bytes", "peak_bytes_of_a_worker", "index_bytes")}
     table.add_row(
         f"{documents:,}",

@@ -1,4 +1,4 @@
-"""Tokenising and stemming against the plain pipeline: NLTK's word_tokenize, stop words, PorterStemmer, one text at a time.
+"""Tokenising and stemming against the plain pipeline: NLTK's word_tokenize, stop words, PorterStemmer, text by text.
 
     python litsearch/bench/tokenising_speed.py            # the real small corpus, or what is installed here
     python litsearch/bench/tokenising_speed.py --quick

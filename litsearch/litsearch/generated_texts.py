@@ -11,6 +11,7 @@ from litsearch.locations import open_benchmark
 
 SEGMENT_TERMS = 20
 SENTENCE_WORDS = 24
+EXPONENT = 1.15
 
 
 def real_texts(max_papers: int = 8000) -> tuple[str, list[str], list[str]]:
@@ -38,16 +39,17 @@ def resampled(documents: Sequence[Sequence[str]], count: int, seed: int = 0) -> 
 
 
 def zipf_texts(count: int, words: int, vocabulary: int = 500_000, seed: int = 0) -> Iterator[str]:
-    """`count` texts of `words` words whose frequencies fall as 1 / (rank + 2.7), one at a time, with punctuation.
+    """`count` texts of `words` words, one at a time, with a full stop after every 24th.
 
-    Words of low rank are short, and all are unlike English enough that the stemmer leaves most of them alone.
+    Frequencies fall as (rank + 2.7) ** -1.15, so that a text of 6,000 words has about 1,500 different ones, as a paper
+    has. Frequent words are short, and most are unlike English enough that the stemmer leaves them alone.
     """
     generator = np.random.default_rng(seed)
-    cumulative = np.cumsum(1 / (np.arange(vocabulary) + 2.7))
+    cumulative = np.cumsum((np.arange(vocabulary) + 2.7) ** -EXPONENT)
     cumulative /= cumulative[-1]
+    known = np.array([_word(rank) for rank in range(vocabulary)], dtype=object)
     for _ in range(count):
-        ranks = np.searchsorted(cumulative, generator.random(words))
-        drawn = [_word(rank) for rank in ranks.tolist()]
+        drawn = known[np.searchsorted(cumulative, generator.random(words)).clip(max=vocabulary - 1)].tolist()
         for i in range(SENTENCE_WORDS - 1, words, SENTENCE_WORDS):
             drawn[i] += "."
         yield " ".join(drawn)

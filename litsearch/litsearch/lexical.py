@@ -174,9 +174,13 @@ class RandomWordVectors:
 
 
 def best_of(scores: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """Positions `(n_queries, k)` and float32 scores of the best columns of `(n_queries, n_keys)` scores."""
+    """Positions `(n_queries, k)` and float32 scores of the best columns of `(n_queries, n_keys)` scores.
+
+    Ranked as float32: a matrix product may give equal keys different last bits, and then the first is not first.
+    """
+    scores = scores.astype(np.float32, copy=False)
     positions = np.stack([top_k(row, k) for row in scores])
-    return positions, np.take_along_axis(scores, positions, axis=1).astype(np.float32)
+    return positions, np.take_along_axis(scores, positions, axis=1)
 
 
 def _unit_rows(vectors: np.ndarray) -> np.ndarray:
