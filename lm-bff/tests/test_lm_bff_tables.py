@@ -47,7 +47,7 @@ def trial(seed=13, dev=0.5, test=0.5, batch_size=8, lr=1e-5, task="sst-2", metho
         "splits": "k-shot",
     }
     base |= {"use_dev": True, "experiment": None, "metric": metric, "dev": {} if dev is None else {metric: dev}}
-    key = f"{task}-{method}-{seed}-{batch_size}-{lr}-{more}"
+    key = f"{task}-{method}-{seed}-{batch_size}-{lr}-{settings}-{more}"
     return {**base, "key": key, "settings": settings, "test": tests, **more}
 
 
@@ -151,7 +151,7 @@ def test_a_table_holds_ours_the_papers_and_their_difference():
     assert table.cells["prompt", "MNLI-mm"].ours is None
     assert table.cells["quoted", "sst-2"].ours is None
     assert table.cells["quoted", "sst-2"].paper == 83.2
-    assert "| prompt | 90.5 (0.4) [92.7 (0.9)] | [70.5] |" in as_markdown(table)
+    assert "| prompt | 90.5 (0.3) [92.7 (0.9)] | [70.5] |" in as_markdown(table)
     rows = list(csv.DictReader(io.StringIO(as_csv(table))))
     assert rows[0]["paper_std"] == "0.9" and rows[0]["seeds"] == "5" and rows[1]["mean"] == ""
 
