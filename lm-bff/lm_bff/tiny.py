@@ -11,8 +11,8 @@ a probability of 8 %, the label's word always; the loss is cross entropy at the 
 entropy among the words that could have stood there, weighted thrice. A quarter of the labels are wrong on purpose,
 those of the first class more often: like every large model this one prefers some words to others, zero-shot accuracy is
 above chance and well below what its features allow, and few-shot training has something to gain. The first third of the
-training has neither wrong labels nor answered sentences, to find out what the label's place is about: with them from the
-start, whether it is found at all in so few steps is a matter of luck.
+training has neither wrong labels nor answered sentences: with them from the start, it is a matter of luck whether so
+few steps find out what the label's place is about.
 
 Same text, same seed: same bytes, on one machine and number of threads. The folder is cached under a digest of the text
 and of every setting, and holds the tokenizer that the weights belong to: another one trained on the same text, with
