@@ -116,8 +116,7 @@ def pretraining(cfg: DictConfig, gpus: int) -> dict[str, float]:
     """Tokens, FLOPs and one process's memory of one pre-training."""
     model = cfg.model
     shape = Shape(model.num_hidden_layers, model.hidden_size, model.intermediate_size, model.max_position_embeddings)
-    masking = {key: cfg.masking[key] for key in ("rate", "schedule")}  # a list of n-grams may still be wanting
-    rates = read_rates(masking, OmegaConf.to_container(cfg.rates))
+    rates = read_rates(OmegaConf.to_container(cfg.masking), OmegaConf.to_container(cfg.rates))
     length = cfg.data.block_length
     tokens = cfg.optim.max_steps * cfg.batch_size * length
     points = [rates.at(step / 100) for step in range(101)]
@@ -152,7 +151,7 @@ def plan_pretraining(name: str, runs: list[DictConfig], gpus: int) -> Plan:
         plan.flops += one["flops"]
         plan.memory = max(plan.memory, one["memory"])
         plan.needs |= pretraining_sources(cfg)
-        if OmegaConf.is_missing(cfg.masking, "ngrams"):
+        if cfg.masking.strategy == "pmi" and not cfg.masking.ngrams:
             plan.after.add("n-gram list (mlm_masking.pmi)")
     return plan
 

@@ -165,3 +165,13 @@ def test_the_command_prints_and_writes_the_plan(command, tmp_path, capsys):
     assert command("plan", "experiments=[rates_base,table_b]") == (0, "")
     status, error = command("plan", "output=csv", "experiments=[table_b]")
     assert status == 2 and "output=csv" in error
+
+
+def test_the_whole_plan_is_of_every_experiment_and_evaluation():
+    plans, _, _ = make_plan(plan_config())
+    names = {plan.experiment for plan in plans}
+    files = {path.stem for folder in ("experiment", "evaluation") for path in (CONFIGS / folder).glob("*.yaml")}
+    assert names == files - {"paper"}
+    assert all(plan.runs and plan.flops and plan.hours and plan.memory for plan in plans)
+    (pmi,) = [plan for plan in plans if plan.experiment == "pmi_large"]
+    assert pmi.after == {"n-gram list (mlm_masking.pmi)"}
