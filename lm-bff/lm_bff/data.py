@@ -23,6 +23,7 @@ from shared import InputError, hub
 PAPER = "lm-bff"
 MODES = ("k-shot", "k-shot-10x")
 SEEDS = (13, 21, 42, 87, 100)
+HOUSE = "house-"  # tasks of this project, whose files are written on the spot
 
 
 @dataclass(frozen=True)
@@ -135,6 +136,10 @@ def load_splits(
         InputError: the splits are not there; with `strict` also where they do not hold k examples of each class, or dev
             shares an example with train (large k meet classes that are too small, and repeats of the original data).
     """
+    if data_dir is None and task.name.startswith(HOUSE):
+        from lm_bff.offline_tasks import house_splits  # late: it reads packages, and few tasks are written here
+
+        data_dir = house_splits(k=k, seeds=(seed,), tasks=(task.name,))
     root = few_shot_folder(data_dir, mode) / task.folder
     folder = root / f"{k}-{seed}"
     if not folder.is_dir():

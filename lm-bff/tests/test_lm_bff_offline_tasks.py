@@ -61,6 +61,13 @@ def test_files_are_the_same_every_time_and_are_not_written_again(folder, tmp_pat
     assert {file: (folder / file).stat().st_mtime_ns for file in files} == before
 
 
+def test_without_a_folder_the_files_are_written_on_the_spot(tmp_path, monkeypatch):
+    monkeypatch.setattr(offline_tasks.hub, "cache_folder", lambda paper: tmp_path / paper)
+    splits = load_splits(get_task("house-sentiment"), 8, 21)
+    assert len(splits.train) == 16 and len(splits.test["house-sentiment"]) == 224
+    assert len(list(tmp_path.rglob("dev.tsv"))) == 1
+
+
 def test_other_k_and_seeds_are_added(folder):
     house_splits(folder, k=4, seeds=(7,), tasks=("house-sentiment",))
     assert len(load_splits(get_task("house-sentiment"), 4, 7, folder).train) == 8
