@@ -1,8 +1,6 @@
-"""Several processes train as one on the joint batch: torchrun over gloo and DeepSpeed's three stages, on the CPU."""
+"""Several processes train as one on the joint batch: torchrun over gloo, on the CPU."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,20 +11,6 @@ from shared.training import read_metrics
 
 # Bernoulli masks: no two processes predict equally many tokens, so a mean of means would be another loss.
 SAME = ("masking=bernoulli", "masking.rate=0.3", "optim.max_steps=8", "batch_size=8", "eval.steps=4")
-WORKER = """
-import sys
-import hydra
-import shared.launch
-from accelerate.state import AcceleratorState, PartialState
-from mlm_masking.pretrain import pretrain
-
-configs, *runs = sys.argv[1:]
-for overrides in runs:
-    AcceleratorState._reset_state()
-    with hydra.initialize_config_dir(configs, version_base="1.3"):
-        cfg = hydra.compose("config", overrides=overrides.split("\\n"))
-    pretrain(cfg)
-"""
 
 
 def losses(folder: Path) -> list[float]:
@@ -53,33 +37,6 @@ def test_two_gloo_processes_train_as_one_on_the_joint_batch(start_pretrain, pret
     assert process.wait(600) == 0, two.with_suffix(".log").read_text()[-4000:]
     assert json.loads((two / "results.json").read_text())["metrics"]["cost"]["processes"] == 2
     assert_as(two, one, atol=5e-5)
-
-
-def test_deepspeed_of_every_stage_trains_as_one_process(
-    pretrain_overrides, pretrain_here, pretrain_home, environment, tmp_path
-):
-    folders = {stage: tmp_path / f"zero{stage}" for stage in (1, 2, 3)}
-    worker = tmp_path / "worker.py"
-    worker.write_text(WORKER)
-    runs = [
-        "\n".join(
-            pretrain_overrides(folder, *SAME, "forward_batch_size=2", "launch=deepspeed", f"launch.zero_stage={stage}")
-        )
-        for stage, folder in folders.items()
-    ]
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone", str(worker)]
-    configs = str(Path(__file__).parents[1] / "configs")
-    done = subprocess.run(
-        [*command, configs, *runs],
-        env={**environment, "REPRO_RUNS": str(pretrain_home), "DS_ACCELERATOR": "cpu"},
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
-    assert done.returncode == 0, (done.stdout + done.stderr)[-6000:]
-    one = pretrain_here(*SAME, output_dir=tmp_path / "one")
-    for folder in folders.values():
-        assert_as(folder, one, atol=2e-4)
 
 
 def test_batch_that_does_not_divide_among_processes_is_refused(start_pretrain, tmp_path):
