@@ -50,7 +50,7 @@ def test_small_gradients_part_it_from_torchs_adamw_by_a_milli():
     difference = (run(ReleaseAdam, gradients()) - run(torch.optim.AdamW, gradients())).abs().max()
     assert 1.3e-3 < float(difference) < 4e-3
     large = 1e4 * gradients()
-    assert float((run(ReleaseAdam, large) - run(torch.optim.AdamW, large)).abs().max()) < 1e-6
+    assert float((run(ReleaseAdam, large) - run(torch.optim.AdamW, large)).abs().max()) < 1e-5
 
 
 def test_every_parameter_decays_biases_and_layer_norms_too():
