@@ -163,11 +163,11 @@ def train(
         on_trainer(trainer)
     # Processes draw their own dropout; the same on every one would be less noise than one process has.
     seed_everything((cfg.seed + args.process_index) % 2**32)
-    begun = time.monotonic()
+    begun, first = time.monotonic(), start.update
     trainer.train(resume_from_checkpoint=None if start.checkpoint is None else str(start.checkpoint))
     if trainer.budget.stopped:
         return Trained(trainer, {}, stopped=True)
-    return Trained(trainer, summary(cfg, trainer, text.streams, folder, start.update, begun), stopped=False)
+    return Trained(trainer, summary(cfg, trainer, text.streams, folder, first, begun), stopped=False)
 
 
 def check_options(cfg: DictConfig) -> None:
