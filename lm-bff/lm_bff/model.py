@@ -35,6 +35,7 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
+from lm_bff.mask_row import MaskPicker, layers_of
 from shared import InputError
 
 log = logging.getLogger(__name__)
@@ -42,18 +43,6 @@ log = logging.getLogger(__name__)
 SEGMENTS = 10
 # These number positions from pad_token_id + 1 on, so that their table holds that many fewer tokens than rows.
 OFFSET_POSITIONS = ("roberta", "xlm-roberta", "camembert", "mpnet", "longformer", "xlm-roberta-xl", "data2vec-text")
-
-
-class MaskPicker:
-    """A forward hook on the encoder: of the last hidden states only the row at `position` goes on to the head."""
-
-    def __init__(self) -> None:
-        self.position: Tensor | None = None
-
-    def __call__(self, module: nn.Module, arguments: tuple, output):
-        hidden = output["last_hidden_state"]
-        output["last_hidden_state"] = hidden[torch.arange(len(hidden), device=hidden.device), self.position][:, None]
-        return output
 
 
 class TransformOnly(nn.Module):
@@ -92,8 +81,7 @@ class PromptModel(nn.Module):
         rows = slice(None) if full_decoder else self.label_word_ids
         self.decoder_weight = nn.Parameter(decoder_weight[rows].detach().clone())
         self.decoder_bias = None if decoder_bias is None else nn.Parameter(decoder_bias[rows].detach().clone())
-        self.picker = MaskPicker()
-        backbone.base_model.register_forward_hook(self.picker)
+        self.picker = MaskPicker(backbone.base_model)
 
     @property
     def device(self) -> torch.device:
@@ -364,7 +352,7 @@ def freeze_bottom(model: PreTrainedModel, layers: int) -> None:
     if not layers:
         return
     base = model.base_model
-    stack = max((m for m in base.modules() if isinstance(m, nn.ModuleList)), key=len, default=[])
+    stack = layers_of(base)
     if not 0 < layers <= len(stack):
         raise InputError(f"freeze_layers={layers}: the model has {len(stack)} layers")
     embeddings = [m for name, m in base.named_children() if "embeddings" in name]

@@ -244,12 +244,13 @@ class Trial:
         return total
 
     def fit(self, model: nn.Module, dev: Sequence[Example], dev_prompts: list[Rendered], told: OnEvaluation | None):
-        """Train; returns (step of the best weights, history) with those weights in the model."""
+        """Train; returns (step of the best weights, history, their dev outputs or None), with them in the model."""
         settings = self.settings
         optimizer = adamw(model.parameters(), settings.lr, settings.adam_eps, settings.weight_decay)
         trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
         best: list[Tensor] | None = None
         best_score, best_step, history = -math.inf, settings.max_steps, []
+        best_outputs: np.ndarray | None = None
         losses: list[Tensor] = []
         stream = self.training_prompts()
         model.train(settings.dropout)
@@ -267,17 +268,18 @@ class Trial:
             if step % settings.eval_every or not dev:
                 continue
             with Timer(self.clock, "dev"):
-                score = measure(self.task, self.outputs(model, dev_prompts, len(dev)), dev)[self.task.metric]
+                outputs = self.outputs(model, dev_prompts, len(dev))
+                score = measure(self.task, outputs, dev)[self.task.metric]
             history.append({"step": step, "dev": score, "loss": mean_loss})
             if told is not None:
                 told(step, score)
             if score > best_score:
-                best_score, best_step = score, step
+                best_score, best_step, best_outputs = score, step, outputs
                 if step < settings.max_steps:
                     best = keep(trainable, best)
         if best_step < settings.max_steps and best is not None:
             restore(trainable, best)
-        return best_step, history
+        return best_step, history, best_outputs
 
     def run(
         self, dev: Sequence[Example], tests: Mapping[str, Sequence[Example]], told: OnEvaluation | None = None
@@ -289,13 +291,14 @@ class Trial:
         test_prompts = {name: self.prepare(examples) for name, examples in tests.items()}
         seed_everything(settings.seed)
         model = self.build_model()
-        best_step, history = None, []
+        best_step, history, dev_outputs = None, [], None
         if settings.trained:
-            best_step, history = self.fit(model, dev, dev_prompts, told)
+            best_step, history, dev_outputs = self.fit(model, dev, dev_prompts, told)
         with Timer(self.clock, "dev"):
-            dev_outputs = (
-                self.outputs(model, dev_prompts, len(dev)) if dev else np.empty((0, len(task.labels)), np.float32)
-            )
+            if not dev:
+                dev_outputs = np.empty((0, len(task.labels)), np.float32)
+            elif dev_outputs is None:
+                dev_outputs = self.outputs(model, dev_prompts, len(dev))
         with Timer(self.clock, "test"):
             test_outputs = {name: self.outputs(model, test_prompts[name], len(tests[name])) for name in tests}
         return TrialResult(

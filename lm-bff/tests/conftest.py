@@ -21,6 +21,8 @@ from transformers import (
     PreTrainedTokenizerBase,
     RobertaConfig,
     RobertaForMaskedLM,
+    RobertaPreLayerNormConfig,
+    RobertaPreLayerNormForMaskedLM,
     RobertaTokenizer,
 )
 
@@ -85,6 +87,13 @@ def _roberta(tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
     return RobertaForMaskedLM(config)
 
 
+def _prelayernorm(tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
+    config = RobertaPreLayerNormConfig(
+        vocab_size=len(tokenizer), max_position_embeddings=514, type_vocab_size=1, pad_token_id=1, **SMALL
+    )
+    return RobertaPreLayerNormForMaskedLM(config)
+
+
 def _bert(tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
     return BertForMaskedLM(BertConfig(vocab_size=len(tokenizer), max_position_embeddings=512, **SMALL))
 
@@ -121,6 +130,7 @@ def _modernbert(tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
 
 ARCHITECTURES = {
     "roberta": (_roberta, "bpe"),
+    "roberta-prelayernorm": (_prelayernorm, "bpe"),
     "bert": (_bert, "wordpiece"),
     "deberta": (_deberta, "wordpiece"),
     "modernbert": (_modernbert, "bpe"),

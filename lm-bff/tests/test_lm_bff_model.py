@@ -11,7 +11,7 @@ from lm_bff.label_words import label_words
 from lm_bff.model import SEGMENTS, Pretrained, read_config
 from shared import InputError, hub
 
-ARCHITECTURES = ["roberta", "bert", "deberta", "modernbert"]
+ARCHITECTURES = ["roberta", "roberta-prelayernorm", "bert", "deberta", "modernbert"]
 
 
 def batch_of(tokenizer, seed: int = 0, rows: int = 3, length: int = 11):
@@ -41,6 +41,44 @@ def test_logits_are_the_label_words_columns_of_the_tied_model(pretrained, model_
             model = loaded.prompt_model(words.ids, full_decoder=full).eval()
             torch.testing.assert_close(model(**batch), expected[:, list(words.ids)], rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(model.vocabulary_logits(**batch), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_the_narrowed_last_layer_gives_the_gradients_of_the_whole_one(pretrained, model_folder, architecture):
+    """One query, one row of the feed-forward network: the loss and every gradient are those of the tied model."""
+    loaded, folder = pretrained(architecture), model_folder(architecture)
+    batch, gold = batch_of(loaded.tokenizer), torch.tensor([0, 1, 1])
+    tied = AutoModelForMaskedLM.from_pretrained(folder, config=read_config(folder)).eval()
+    logits = tied(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+    theirs = torch.nn.functional.cross_entropy(logits[torch.arange(3), batch["mask_position"]][:, [20, 30]], gold)
+    theirs.backward()
+    model = loaded.prompt_model([20, 30]).eval()
+    ours = torch.nn.functional.cross_entropy(model(**batch), gold)
+    ours.backward()
+    assert ours.item() == pytest.approx(theirs.item(), abs=1e-5)
+    expected = dict(tied.named_parameters())
+    compared = 0
+    for name, parameter in model.backbone.named_parameters():
+        if name in expected and "word_embeddings" not in name and "tok_embeddings" not in name:
+            assert parameter.grad is not None, name
+            if "token_type" not in name:
+                torch.testing.assert_close(parameter.grad, expected[name].grad, rtol=1e-3, atol=1e-5, msg=name)
+                compared += 1
+    assert compared > 10
+
+
+@pytest.mark.parametrize("architecture", ["roberta", "roberta-prelayernorm", "bert", "modernbert"])
+def test_the_last_attention_asks_for_one_row(pretrained, monkeypatch, architecture):
+    seen = []
+    attend = torch.nn.functional.scaled_dot_product_attention
+    monkeypatch.setattr(
+        torch.nn.functional,
+        "scaled_dot_product_attention",
+        lambda query, *rest, **options: seen.append(query.shape[2]) or attend(query, *rest, **options),
+    )
+    loaded = pretrained(architecture)
+    loaded.prompt_model([5, 6])(**batch_of(loaded.tokenizer))
+    assert seen == [11, 1]
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)

@@ -156,7 +156,7 @@ def test_the_first_of_equally_good_weights_is_kept(pretrained, sentiment, monkey
     def told(step, score):
         seen[step] = model.decoder_weight.detach().clone()
 
-    step, history = trial.fit(model, dev, trial.prepare(dev), told)
+    step, history, _ = trial.fit(model, dev, trial.prepare(dev), told)
     assert step == 10 and [entry["dev"] for entry in history] == [0.5, 0.75, 0.75, 0.6]
     assert torch.equal(model.decoder_weight, seen[10]) and not torch.equal(seen[10], seen[20])
 

@@ -158,7 +158,8 @@ def _token_stream(path: str | Path) -> tuple[np.ndarray, dict[str, int], None]:
 
 def _fairseq_stream(path: str | Path) -> tuple[np.ndarray, dict[str, int], np.ndarray]:
     shard, size = read_fairseq(path), vocabulary_size(path)
-    return shard.tokens, {"vocab_size": size, "mask_id": size - 1}, shard.bounds
+    ids = {"bos_id": 0, "pad_id": 1, "eos_id": 2, "mask_id": size - 1}
+    return shard.tokens, {"vocab_size": size, **ids}, shard.bounds
 
 
 def _line_end(stream: np.ndarray, position: int, eos_id: int) -> int:

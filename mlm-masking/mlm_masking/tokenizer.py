@@ -10,7 +10,7 @@ lines and size give the same file on every machine: the alphabet is given before
 import json
 import logging
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ def train_tokenizer(lines: Iterable[str], vocab_size: int) -> PreTrainedTokenize
     """Train a byte-level BPE on lines of text. `vocab_size` counts everything, specials and `<mask>` too.
 
     Raises:
-        InputError: a `vocab_size` below 261, or text from which fewer merges can be made than it asks for.
+        InputError: a `vocab_size` below 261, no text, or text that gives fewer entries than that.
     """
     if vocab_size < MIN_VOCAB_SIZE:
         raise InputError(
@@ -44,7 +44,17 @@ def train_tokenizer(lines: Iterable[str], vocab_size: int) -> PreTrainedTokenize
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    raw.train_from_iterator(lines, trainer)
+    empty = True
+
+    def counted() -> Iterator[str]:
+        nonlocal empty
+        for line in lines:
+            empty = empty and not line.strip()
+            yield line
+
+    raw.train_from_iterator(counted(), trainer)
+    if empty:
+        raise InputError("no tokenizer can be trained: the text is empty, or empty lines alone")
     if raw.get_vocab_size() < vocab_size - 1:
         raise InputError(
             f"tokenizer.vocab_size={vocab_size}: this text gives only {raw.get_vocab_size() + 1} entries; "

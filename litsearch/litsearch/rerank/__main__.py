@@ -55,7 +55,7 @@ def rerank(cfg: DictConfig, console: Console | None = None) -> Path | None:
     console = console or Console(soft_wrap=True)
     benchmark = open_benchmark(cfg.data, full_papers=False)
     run = read_stage_input(cfg.run, benchmark, cfg.max_k)
-    settings = Settings(key=shown_key(cfg.key, run), **{name: cfg[name] for name in SETTINGS})
+    settings = Settings(key=shown_key(cfg.get("key"), run), **{name: cfg[name] for name in SETTINGS})
     name = cfg.llm.name or str(cfg.model or cfg.llm.generator.get("model") or cfg.llm.generator.backend)
     out = output_path(cfg, run, name)
     items = candidates(run, benchmark.corpus, settings.key, cfg.max_k)
@@ -82,10 +82,10 @@ def rerank(cfg: DictConfig, console: Console | None = None) -> Path | None:
     return out
 
 
-def shown_key(wanted: str | None, run: Run) -> str:
-    """What is shown of a paper: what is asked for, else what the run was made from."""
+def shown_key(wanted: Mapping[str, Any] | None, run: Run) -> str:
+    """What is shown of a paper: what the `key` group says, else what the run was made from."""
     if wanted is not None:
-        return wanted
+        return wanted["name"]
     if run.key in (None, "paragraphs"):
         log.info("key: the run was made from %s; papers are shown by title and abstract", run.key or "an unknown key")
         return "title_abstract"
