@@ -1,4 +1,4 @@
-"""The fifteen tasks as data: `TASKS["sst-2"]` is what configs/tasks/sst-2.yaml says.
+"""The fifteen tasks as data: `TASKS["sst-2"]` is what configs/task_definitions/sst-2.yaml says.
 
 A task names its labels in the order of the logits' columns, the manual template and label words of the paper, the
 metric, how its files are read, and its limits in tokens. STS-B is a regression: its two labels are the words that a
@@ -142,13 +142,13 @@ def _check(task: Task, where: str) -> None:
             raise InputError(f"{where}: {name} is {getattr(task, name)!r}: give 1 or more")
 
 
-def load_tasks(folder: Path = CONFIGS / "tasks") -> dict[str, Task]:
+def load_tasks(folder: Path = CONFIGS / "task_definitions") -> dict[str, Task]:
     """Every task of a folder of yaml files by name, in the order of the paper's Table 3 for its fifteen."""
     found = {}
     for path in folder.glob("*.yaml"):
         values = yaml.safe_load(path.read_text("utf-8"))
         if "tested_with" not in values:
-            task = task_from(values, f"configs/tasks/{path.name}")
+            task = task_from(values, f"configs/task_definitions/{path.name}")
             found[task.name] = task
     return {name: found[name] for name in sorted(found, key=lambda n: (ORDER.index(n) if n in ORDER else 99, n))}
 
@@ -161,10 +161,10 @@ TASKS: dict[str, Task] = {name: task for name, task in load_tasks().items() if n
 
 
 def get_task(name: str) -> Task:
-    """TASKS[name], or another task of configs/tasks; an InputError that names the nearest for an unknown one."""
+    """TASKS[name], or another task of configs/task_definitions; an InputError that names the nearest for an unknown one."""
     if name in TASKS:
         return TASKS[name]
-    if (path := CONFIGS / "tasks" / f"{name}.yaml").is_file():
+    if (path := CONFIGS / "task_definitions" / f"{name}.yaml").is_file():
         return task_from(yaml.safe_load(path.read_text("utf-8")), path.name)
     near = get_close_matches(str(name).lower(), TASKS, n=1)
     raise InputError(
