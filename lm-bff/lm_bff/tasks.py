@@ -161,7 +161,7 @@ TASKS: dict[str, Task] = {name: task for name, task in load_tasks().items() if n
 
 
 def get_task(name: str) -> Task:
-    """TASKS[name], or another task of configs/task_definitions; an InputError that names the nearest for an unknown one."""
+    """TASKS[name], or another definition; an InputError that names the nearest for an unknown name."""
     if name in TASKS:
         return TASKS[name]
     if (path := CONFIGS / "task_definitions" / f"{name}.yaml").is_file():
