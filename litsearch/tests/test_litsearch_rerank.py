@@ -419,9 +419,7 @@ def openai(url: str) -> list[str]:
     return ["llm=openai", "model=m", f"base_url={url}", *fast]
 
 
-def test_a_run_killed_twice_ends_like_an_uninterrupted_one_and_asks_nothing_twice(
-    serve, overrides, config, tmp_path
-):
+def test_a_run_killed_twice_ends_like_an_uninterrupted_one_and_asks_nothing_twice(serve, overrides, config, tmp_path):
     """SIGKILL in the middle: what the journal holds is not asked again."""
     slow = threading.Event()
 
