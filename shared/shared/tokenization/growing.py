@@ -8,6 +8,7 @@ so nothing has to be read again. The folder is renamed into place when it is who
 import fcntl
 import json
 import os
+import shutil
 import time
 import zlib
 from collections.abc import Iterator, Sequence
@@ -135,6 +136,10 @@ class GrowingTokenFile:
             os.fsync(file.fileno())
         write_atomic(self.folder / PROGRESS, json.dumps(asdict(self.progress)))
         self.checkpoint_at = time.monotonic() + CHECKPOINT_SECONDS
+
+    def discard(self) -> None:
+        """Leave nothing behind."""
+        shutil.rmtree(self.folder)
 
     def finish(self, header: dict[str, Any]) -> None:
         """Write index, metadata and header, and put the folder in its place."""

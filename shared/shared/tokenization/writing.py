@@ -87,14 +87,10 @@ def tokenize_documents(
     dtype = token_dtype(facts.vocab_size)
     with GrowingTokenFile(path, fingerprint, dtype, documents.columns) as growing:
         if not growing.whole:
+            units, crc = _units_left(documents, growing)
             work = Work(backend(tokenizer).to_str(), dtype.str, framing, documents.columns)
-            with tqdm(unit="token", unit_scale=True, disable=not progress, desc=path.name) as bar:
-                bar.update(growing.progress.tokens_bytes // dtype.itemsize)
-                for piece, crc in _pieces(documents, work, processes, growing):
-                    growing.append(piece, crc)
-                    bar.update(len(piece.ids) // dtype.itemsize)
-            if not growing.progress.letters:
-                raise InputError(f"nothing to tokenize: the documents for {path.name} are empty, or empty lines alone")
+            with contextlib.closing(_pieces(units, crc, work, processes)) as pieces:
+                _append(pieces, growing, progress)
         growing.finish({"tokenizer": facts.as_dict(), "settings": settings, "source": documents.identity})
     return TokenFile.open(path)
 
@@ -146,8 +142,8 @@ class Worker:
         return b"".join(framed), lengths
 
 
-def _pieces(documents: Source, work: Work, processes: int, growing: GrowingTokenFile) -> Iterator[tuple[Piece, int]]:
-    """Pieces in the source's order with the checksum of what was read up to each, from where `growing` stands."""
+def _units_left(documents: Source, growing: GrowingTokenFile) -> tuple[Iterator[Unit], int]:
+    """The units that are still to be done, and the checksum of what the others held."""
     units, done, crc = documents.units(), growing.progress.units, 0
     for unit in itertools.islice(units, done):
         crc = unit.checksum(crc)
@@ -158,6 +154,27 @@ def _pieces(documents: Source, work: Work, processes: int, growing: GrowingToken
         )
     if done:
         log.info("%s: going on after %d units", growing.path.name, done)
+    return units, crc
+
+
+def _append(pieces: Iterator[tuple[Piece, int]], growing: GrowingTokenFile, progress: bool) -> None:
+    size = growing.dtype.itemsize
+    with tqdm(unit="token", unit_scale=True, disable=not progress, desc=growing.path.name) as bar:
+        bar.update(growing.progress.tokens_bytes // size)
+        try:
+            for piece, crc in pieces:
+                growing.append(piece, crc)
+                bar.update(len(piece.ids) // size)
+            if not growing.progress.letters:
+                name = growing.path.name
+                raise InputError(f"nothing to tokenize: the documents for {name} are empty, or empty lines alone")
+        except InputError:
+            growing.discard()  # the input has to be changed, and then this is not its beginning
+            raise
+
+
+def _pieces(units: Iterator[Unit], crc: int, work: Work, processes: int) -> Iterator[tuple[Piece, int]]:
+    """Pieces in the source's order, each with the checksum of all that was read up to it."""
     worker = Worker(work)
     for unit in units if processes == 1 else itertools.islice(units, UNITS_ALONE):
         crc = unit.checksum(crc)
