@@ -103,7 +103,7 @@ class BM25:
             if not len(numbering):
                 raise InputError(f"keys: none of the {len(lengths)} keys holds a term")
             self._set_statistics(lengths, postings.frequencies)
-            self.vocabulary: dict[str, int] = numbering
+            self.vocabulary: dict[str, int] = dict(numbering)  # a plain one: looking up must not add
             if folder is None:
                 self._set_impacts(*self._impacts_in_memory(postings))
             else:
@@ -126,13 +126,16 @@ class BM25:
             yield documents, idf * (counts * (self.k1 + 1) / (counts + self._norms[documents]))
 
     def _impacts_in_memory(self, postings: Postings) -> tuple[np.ndarray, np.ndarray]:
-        blocks = list(self._impact_blocks(postings))
-        return tuple(np.concatenate([block[i] for block in blocks]) for i in (0, 1))
+        total = int(self.frequencies.sum())
+        documents, impacts, filled = np.empty(total, np.int32), np.empty(total), 0
+        for block in self._impact_blocks(postings):
+            place = slice(filled, filled := filled + len(block[0]))
+            documents[place], impacts[place] = block
+        return documents, impacts
 
     def _set_impacts(self, documents: np.ndarray, impacts: np.ndarray) -> None:
         # Plain views of memory-mapped arrays: slicing a memmap costs as much as adding up a short column.
         self.documents, self.impacts = np.asarray(documents), np.asarray(impacts)
-        self._scores = np.zeros(len(self.lengths))
         self._columns = Memo(self._column, REMEMBERED_COLUMNS)
 
     def _column(self, term: str) -> tuple[np.ndarray, ...] | None:
@@ -205,9 +208,9 @@ class BM25:
     def __len__(self) -> int:
         return len(self.lengths)
 
-    def scores(self, query: Sequence[str]) -> np.ndarray:
-        """Scores of all keys for a list of terms, `(n_keys,)` float64; the same array is filled by the next call."""
-        scores, columns, one = self._scores, self._columns, _ONE
+    def scores(self, query: Sequence[str], out: np.ndarray | None = None) -> np.ndarray:
+        """Scores of all keys for a list of terms, `(n_keys,)` float64; `out` is filled where it is given."""
+        scores, columns, one = np.empty(len(self)) if out is None else out, self._columns, _ONE
         scores.fill(0.0)
         for term in query:
             column = columns[term]
@@ -224,8 +227,9 @@ class BM25:
     def search_terms(self, queries: Sequence[Sequence[str]], k: int) -> tuple[np.ndarray, np.ndarray]:
         """The k best keys for lists of terms: positions `(n_queries, k)` int64 and scores float64."""
         positions, scores = np.empty((len(queries), k), np.int64), np.empty((len(queries), k))
+        all_scores = np.empty(len(self))  # one per call, so that threads may share the index
         for row, query in enumerate(queries):
-            all_scores = self.scores(query)
+            self.scores(query, out=all_scores)
             positions[row] = best = top_k(all_scores, k)
             scores[row] = all_scores[best]
         return positions, scores
