@@ -12,16 +12,15 @@ import random
 from collections.abc import Mapping
 from pathlib import Path
 
-import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import PreTrainedTokenizerBase
 
 from llmbar.data import HOUSE, HOUSE_FOLDER, Instance, load_sets
 from llmbar.prompts import Template, read_templates
 from llmbar.strategies import all_strategies
-from shared.generation.tiny_model import write_tiny_llama
+from shared.generation.tiny_model import teach_replies, write_tiny_llama
 
 NAME = "tiny"
-STEPS, BATCH, LR = 100, 16, 3e-3
+STEPS = 100
 # Trained on the ends of prompts only: the form of the answer is said there, and a step costs a tenth of a whole
 # prompt's.
 CONTEXT = 160
@@ -42,35 +41,19 @@ def tiny_judge(
     texts = [text for one in instances for text in (one.input, one.output_1, one.output_2)]
     unfinished = folder.with_name(f"{folder.name}.unfinished")
     write_tiny_llama(unfinished, [*texts, *(template.text for template in known)], seed=seed)
-    _train(unfinished, known, instances, steps, seed)
+    draw = random.Random(seed)
+    teach_replies(
+        unfinished,
+        lambda tokenizer: _example(tokenizer, draw.choice(known), draw.choice(instances), draw),
+        steps=steps,
+    )
     unfinished.rename(folder)
     return folder
 
 
-def _train(folder: Path, templates: list[Template], instances: list[Instance], steps: int, seed: int) -> None:
-    draw = random.Random(seed)
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    model = AutoModelForCausalLM.from_pretrained(folder).train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=LR)
-    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.05, steps)
-    for _ in range(steps):
-        rows = [_example(tokenizer, draw.choice(templates), draw.choice(instances), draw) for _ in range(BATCH)]
-        longest = max(len(ids) for ids, _ in rows)
-        input_ids = torch.full((BATCH, longest), tokenizer.pad_token_id)
-        labels = torch.full((BATCH, longest), -100)
-        for row, (ids, answer) in enumerate(rows):
-            input_ids[row, : len(ids)] = torch.tensor(ids)
-            labels[row, len(ids) - answer : len(ids)] = torch.tensor(ids[-answer:])
-        loss = model(input_ids=input_ids, labels=labels).loss
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
-    model.save_pretrained(folder)
-
-
-def _example(tokenizer, template: Template, one: Instance, draw: random.Random) -> tuple[list[int], int]:
+def _example(
+    tokenizer: PreTrainedTokenizerBase, template: Template, one: Instance, draw: random.Random
+) -> tuple[list[int], int]:
     """(token ids of the prompt's end and an answer in its form, length of the answer)."""
     fields = {"input": one.input, "output": one.output_1, "output_1": one.output_1, "output_2": one.output_2}
     said = {f"{name}_{k}": one.output_1 for name in ("auxiliary_input", "explanation") for k in range(3)}

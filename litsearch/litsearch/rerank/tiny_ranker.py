@@ -11,15 +11,14 @@ import random
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import PreTrainedTokenizerBase
 
 from litsearch.data import Paper
 from litsearch.keys import title_abstract
 from litsearch.rerank.prompt import document_text, messages
-from shared.generation.tiny_model import write_tiny_llama
+from shared.generation.tiny_model import teach_replies, write_tiny_llama
 
-STEPS, BATCH, LR = 120, 16, 3e-3
+STEPS = 120
 # Trained on the ends of prompts only: what is to be written is said there, and a step costs a tenth of a whole one's.
 CONTEXT = 160
 POSITIONS = 16384
@@ -38,9 +37,7 @@ def tiny_ranker(folder: Path, papers: Sequence[Paper], steps: int = STEPS, seed:
     unfinished = folder.with_name(f".{folder.name}.unfinished")
     words = [*map(title_abstract, some), *(turn["content"] for turn in prompt), *_replies(draw)]
     write_tiny_llama(unfinished, words, max_position_embeddings=POSITIONS, seed=seed)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        _train(unfinished, texts, steps, draw)
+    teach_replies(unfinished, lambda tokenizer: _example(tokenizer, texts, draw), steps=steps)
     unfinished.rename(folder)
     return folder
 
@@ -53,29 +50,7 @@ def _reply(n: int, draw: random.Random) -> str:
     return " > ".join(f"[{k}]" for k in draw.sample(range(1, n + 1), n))
 
 
-def _train(folder: Path, texts: Sequence[str], steps: int, draw: random.Random) -> None:
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    model = AutoModelForCausalLM.from_pretrained(folder).train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=LR)
-    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.05, steps)
-    for _ in range(steps):
-        rows = [_example(tokenizer, texts, draw) for _ in range(BATCH)]
-        longest = max(len(ids) for ids, _ in rows)
-        input_ids = torch.full((BATCH, longest), tokenizer.pad_token_id)
-        labels = torch.full((BATCH, longest), -100)
-        for row, (ids, reply) in enumerate(rows):
-            input_ids[row, : len(ids)] = torch.tensor(ids)
-            labels[row, len(ids) - reply : len(ids)] = torch.tensor(ids[-reply:])
-        loss = model(input_ids=input_ids, labels=labels).loss
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
-    model.save_pretrained(folder)
-
-
-def _example(tokenizer, texts: Sequence[str], draw: random.Random) -> tuple[list[int], int]:
+def _example(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], draw: random.Random) -> tuple[list[int], int]:
     """(token ids of a prompt's end and a reply, length of the reply)."""
     n = draw.randint(2, MOST_SHOWN)
     # All but the last papers are cut off by CONTEXT anyway.

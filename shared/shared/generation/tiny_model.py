@@ -5,12 +5,18 @@ Its answers mean nothing; but loading, templates, batching, stopping, journals a
 instead of the usual 0.02: logits are then far apart, so greedy texts do not hang on the last bit of an addition.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    LlamaConfig,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+)
 
 CHAT_TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}<|{{ message['role'] }}|>\n{{ message['content'] }}{{ eos_token }}\n"
@@ -55,3 +61,37 @@ def write_tiny_llama(
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     model.save_pretrained(folder)
     return Path(folder)
+
+
+def teach_replies(
+    folder: Path,
+    example: Callable[[PreTrainedTokenizerBase], tuple[list[int], int]],
+    *,
+    steps: int,
+    batch: int = 16,
+    lr: float = 3e-3,
+) -> None:
+    """Train the model in `folder` to close prompts in a given form, and write it back.
+
+    Args:
+        example: tokenizer -> (token ids of a prompt and its reply, length of the reply); the loss is on the reply.
+    """
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = AutoModelForCausalLM.from_pretrained(folder).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=lr)
+    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.05, steps)
+    for _ in range(steps):
+        rows = [example(tokenizer) for _ in range(batch)]
+        longest = max(len(ids) for ids, _ in rows)
+        input_ids = torch.full((batch, longest), tokenizer.pad_token_id)
+        labels = torch.full((batch, longest), -100)
+        for row, (ids, reply) in enumerate(rows):
+            input_ids[row, : len(ids)] = torch.tensor(ids)
+            labels[row, len(ids) - reply : len(ids)] = torch.tensor(ids[-reply:])
+        loss = model(input_ids=input_ids, labels=labels).loss
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+    model.save_pretrained(folder)
