@@ -225,13 +225,13 @@ def fit(
             with precision_of(settings, model.device):
                 hidden = batch.hidden(model)
             loss = loss_sum(model, hidden.float(), batch, rows) / len(rows)
+            if update % LOOK_EVERY == 0 or update == updates or model.device.type == "cpu":
+                _check_finite(loss, update, schedule, rows)
             loss.backward()
             optimizer.step()
             schedule.step()
             optimizer.zero_grad(set_to_none=True)
             total += loss.detach()
-            if update % LOOK_EVERY == 0 or update == updates or model.device.type == "cpu":
-                _check_finite(loss, update, schedule, rows)
             progress.update, progress.examples = update, progress.examples + len(rows)
             progress.tokens += int(batch.lengths.sum())
             if checkpoint.due(update) and update < updates:

@@ -1,8 +1,10 @@
 """Tiny real checkpoints for the tests of this paper: a byte-level BPE tokenizer and random encoders, made here."""
 
+import json
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -57,6 +59,36 @@ def random_model(config, seed: int = 0):
             mean = 1.0 if name.endswith(("LayerNorm.weight", "layer_norm.weight")) else 0.0
             parameter.normal_(mean, 0.1, generator=generator)
     return model.eval()
+
+
+GOOD = ["a good film , warm", "good and funny", "warm and good", "a funny film , good"]
+BAD = ["a bad film , dull", "bad and long", "dull and bad", "a long film , bad"]
+
+
+def write_examples(path: Path, count: int, seed: int = 0) -> Path:
+    """JSON lines of sentences that say good (1) or bad (0), of different lengths."""
+    generator = np.random.default_rng(seed)
+    rows = []
+    for _ in range(count):
+        label = int(generator.integers(2))
+        text = (GOOD if label else BAD)[generator.integers(4)] + " ." * int(generator.integers(1, 12))
+        rows.append(json.dumps({"sentence": text, "label": label}))
+    path.write_text("\n".join(rows) + "\n")
+    return path
+
+
+@pytest.fixture(scope="session")
+def write_sentences():
+    """The function `write_examples`."""
+    return write_examples
+
+
+@pytest.fixture
+def files(tmp_path):
+    """A folder with train.jsonl (96 sentences) and dev.jsonl (60)."""
+    write_examples(tmp_path / "train.jsonl", 96)
+    write_examples(tmp_path / "dev.jsonl", 60, seed=1)
+    return tmp_path
 
 
 @pytest.fixture(autouse=True)

@@ -1,11 +1,6 @@
 """Fine-tuning: the release's numbers of updates, head and loss; batchings that agree; kills and finished cells."""
 
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
 
 import numpy as np
 import pytest
@@ -15,35 +10,9 @@ from mlm_masking import glue
 from mlm_masking.classification import classify, loss_function, predict_logits, prepare
 from mlm_masking.encoders import load_model, load_tokenizer, locate_model, model_name
 from mlm_masking.finetune import finetune
-from mlm_masking.fitting import Checkpoint, Diverged, Settings, batches_from, fit, optimizer_and_schedule, update_counts
+from mlm_masking.fitting import Diverged, Settings, batches_from, fit, optimizer_and_schedule, update_counts
 from mlm_masking.padding_free import PaddingFree
 from shared import InputError
-
-GOOD = ["a good film , warm", "good and funny", "warm and good", "a funny film , good"]
-BAD = ["a bad film , dull", "bad and long", "dull and bad", "a long film , bad"]
-
-
-def write_examples(path, count, seed=0, pairs=False):
-    """Sentences that say good or bad, of different lengths; as pairs, whether both say the same."""
-    generator = np.random.default_rng(seed)
-    rows = []
-    for _ in range(count):
-        label = int(generator.integers(2))
-        text = (GOOD if label else BAD)[generator.integers(4)] + " ." * int(generator.integers(1, 12))
-        row = {"sentence": text, "label": label}
-        if pairs:
-            second = int(generator.integers(2))
-            row = {"sentence1": text, "sentence2": (GOOD if second else BAD)[0], "label": int(label != second)}
-        rows.append(json.dumps(row))
-    path.write_text("\n".join(rows) + "\n")
-    return path
-
-
-@pytest.fixture
-def files(tmp_path):
-    write_examples(tmp_path / "train.jsonl", 96)
-    write_examples(tmp_path / "dev.jsonl", 60, seed=1)
-    return tmp_path
 
 
 @pytest.fixture
@@ -206,7 +175,8 @@ def test_the_same_seed_gives_the_same_result_and_another_seed_another(checkpoint
 
 def test_pairs_and_scores_are_learned_too(checkpoint, tmp_path):
     rows = [{"sentence1": text, "sentence2": "a film", "label": 5.0 * good}
-            for good, texts in enumerate((BAD, GOOD)) for text in texts * 12]  # fmt: skip
+            for good, texts in enumerate((("a bad film", "dull and long"), ("a good film", "warm and funny")))
+            for text in texts * 24]  # fmt: skip
     (tmp_path / "scores.jsonl").write_text("\n".join(map(json.dumps, rows)))
     path = str(tmp_path / "scores.jsonl")
     settings = Settings(lr=5e-3, batch_size=16, epochs=10)
@@ -214,8 +184,8 @@ def test_pairs_and_scores_are_learned_too(checkpoint, tmp_path):
     assert result["score"] == result["metrics"]["dev"]["spearman"] > 0.8 and "pearson" in result["metrics"]["dev"]
 
 
-def test_several_dev_sets_are_scored_apart_and_the_first_decides(checkpoint, files):
-    write_examples(files / "other.jsonl", 20, seed=2)
+def test_several_dev_sets_are_scored_apart_and_the_first_decides(checkpoint, files, write_sentences):
+    write_sentences(files / "other.jsonl", 20, seed=2)
     dev = {"matched": str(files / "dev.jsonl"), "mismatched": str(files / "other.jsonl")}
     result = finetune(
         checkpoint, "sst2", settings=Settings(**FAST), train=str(files / "train.jsonl"), dev=dev, device="cpu"
@@ -293,127 +263,3 @@ def test_runs_are_named_after_their_model():
     assert model_name("princeton-nlp/efficient_mlm_m0.40") == "efficient_mlm_m0.40"
     assert model_name("runs/mlm-masking/laptop/uniform_40/model") == "uniform_40"
     assert model_name("curves_large_m0.15/snapshots/update-2300") == "curves_large_m0.15-update-2300"
-
-
-# ---------------------------------------------------------------------------------------------------------- resumption
-
-
-def test_a_run_killed_between_updates_ends_with_the_same_weights(checkpoint, options, tmp_path):
-    prepared = prepare(checkpoint, glue.load_task("sst2"), train=options["train"], dev=options["dev"])
-    settings, loss = Settings(lr=1e-3, batch_size=16, epochs=3), loss_function(prepared.task, prepared.train_labels)
-
-    class Killed(Exception):
-        pass
-
-    def run(path, kill_at=None):
-        torch.manual_seed(5)
-        model = load_model(checkpoint, "classification", outputs=2, device="cpu")
-        keep = Checkpoint(path, {"run": 1}, every=4)
-
-        def stop(update):
-            if update == kill_at:
-                raise Killed
-
-        fit(model, prepared.train, loss, settings, seed=1, checkpoint=keep, on_update=stop)
-        return model.state_dict()
-
-    whole = run(tmp_path / "a.pt")
-    for moment in (5, 11, 13):
-        with pytest.raises(Killed):
-            run(tmp_path / "b.pt", kill_at=moment)
-    resumed = run(tmp_path / "b.pt")
-    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
-    with pytest.raises(InputError, match="another run"):
-        Checkpoint(tmp_path / "b.pt", {"run": 2}, 4).load(None, None, None)
-
-
-def arguments(files, checkpoint, *more):
-    return (
-        "task=sst2",
-        f"ckpt={checkpoint}",
-        f"data.train={files}/train.jsonl",
-        f"data.dev={files}/dev.jsonl",
-        f"output_dir={files}/out",
-        "progress=false",
-        "batch_size=16",
-        "device=cpu",
-        *more,
-    )
-
-
-def results(files):
-    return json.loads((files / "out" / "results.json").read_text())["metrics"]
-
-
-def test_sigkill_in_a_grid_costs_only_the_cell_it_hits(files, checkpoint, environment, command):
-    write_examples(files / "train.jsonl", 320)
-    grid = ("grid={lr:[1e-3,2e-3],batch_size:[16],epochs:[2]}", "seeds=[1,2]", "checkpoint_every=10")
-    given = arguments(files, checkpoint, *grid)
-    program = [sys.executable, "-m", "mlm_masking.finetune", *given]
-    process = subprocess.Popen(program, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    first = files / "out" / "cells" / "lr0.001-bs16-ep2" / "seed-1.json"
-    deadline = time.monotonic() + 200
-    while not first.is_file() and time.monotonic() < deadline and process.poll() is None:
-        time.sleep(0.02)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
-    assert first.is_file() and not (files / "out" / "results.json").is_file()
-    before = first.stat().st_mtime_ns
-    assert command("finetune", *given) == (0, "")
-    assert first.stat().st_mtime_ns == before and len(results(files)["cells"]) == 4
-    leftovers = [path.name for path in (files / "out").rglob("*") if path.suffix in (".pt", ".lock", ".tmp")]
-    assert leftovers == []
-
-
-def test_the_command_writes_scores_over_seeds_lengths_and_origin(files, checkpoint, command):
-    assert command("finetune", *arguments(files, checkpoint, "lr=1e-3", "epochs=2", "seeds=[1,2]")) == (0, "")
-    metrics = results(files)
-    assert metrics["score"]["n"] == 2 and metrics["metrics"]["dev"]["accuracy"] == metrics["score"]
-    assert metrics["data"] == "own files (train.jsonl)" and metrics["lengths"]["train"]["examples"] == 96
-    assert metrics["best"] == {"lr": 0.001, "batch_size": 16, "epochs": 2}
-    assert metrics["lengths"]["dev"]["truncated"] == 0 and "beyond_trained_length" in metrics["lengths"]["dev"]
-
-
-def test_a_finished_cell_is_read_and_a_changed_setting_is_refused(files, checkpoint, command):
-    assert command("finetune", *arguments(files, checkpoint, "epochs=1")) == (0, "")
-    cell = files / "out" / "cells" / "lr5e-05-bs16-ep1" / "seed-1.json"
-    stored = json.loads(cell.read_text())
-    stored["result"]["score"] = 0.111
-    cell.write_text(json.dumps(stored))
-    assert command("finetune", *arguments(files, checkpoint, "epochs=1")) == (0, "")
-    assert results(files)["score"]["values"] == [0.111]
-    status, error = command("finetune", *arguments(files, checkpoint, "epochs=1", "weight_decay=0.01"))
-    assert status == 2 and "is of a run with another weight_decay" in error
-
-
-def test_models_and_predictions_are_written_on_request(files, checkpoint, command):
-    (files / "test.jsonl").write_text('{"sentence": "a good film", "label": -1}\n{"sentence": "dull", "label": -1}\n')
-    more = ("epochs=1", "save_model=true", f"predict={{test:{files}/test.jsonl}}")
-    assert command("finetune", *arguments(files, checkpoint, *more)) == (0, "")
-    folder = files / "out" / "cells" / "lr5e-05-bs16-ep1" / "seed-1" / "model"
-    lines = (folder / "test.tsv").read_text().splitlines()
-    assert lines[0] == "index\tprediction" and len(lines) == 3 and lines[1].split("\t")[1] in ("positive", "negative")
-    assert load_model(folder, "classification", outputs=2, device="cpu") is not None
-
-
-@pytest.mark.parametrize(
-    ("override", "message"),
-    [
-        ("lr=0", "lr=0"),
-        ("batching=padded", "batching=padded"),
-        ("grid=all", "grid=all: give null"),
-        ("grid={lr:[1e-3],batch_size:[16],epochs:[]}", r"grid.epochs=\[\]"),
-        ("seeds=[1,1]", "each once"),
-        ("task=blimp", "task of mlm_masking.probe"),
-        ("data.dev=null", "belong together"),
-        ("learning_rate=1", "learning_rate"),
-        ("task.metric=bleu", "task.metric=bleu"),
-    ],
-)
-def test_bad_options_end_with_status_two_and_leave_nothing(files, checkpoint, command, override, message):
-    import re
-
-    status, error = command("finetune", *arguments(files, checkpoint, "epochs=1", override))
-    assert status == 2 and re.search(message, error)
-    assert not (files / "out" / "results.json").exists()
-    assert not list((files / "out").rglob("*.json")) and not list((files / "out").rglob("*.tmp"))

@@ -1,0 +1,107 @@
+"""A pre-training that was killed or stopped goes on where it was, bit by bit; under other settings it does not."""
+
+import json
+import signal
+import time
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from shared import InputError
+from shared.training import latest_checkpoint, read_metrics
+
+# Dropout is on and the rate changes along the run: random states and progress must come back too.
+LONG = (
+    "optim.max_steps=60", "optim.save_steps=10", "eval.steps=20", "forward_batch_size=4", "model.dropout=0.1",
+    "model.attention_dropout=0.1", "masking.schedule='linear(0.60->0.20)'", "replace=p801010",
+)  # fmt: skip
+
+
+def same_end(one, other):
+    ours, theirs = (load_file(folder / "model" / "model.safetensors") for folder in (one, other))
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    logs = [
+        [
+            (line["step"], line.get("loss"), line.get("eval_15"), line.get("pred_rate"))
+            for line in read_metrics(folder / "metrics.jsonl")
+            if "train_runtime" not in line  # at the end of every process
+        ]
+        for folder in (one, other)
+    ]
+    assert logs[0] == logs[1]
+
+
+def test_killed_run_goes_on_and_ends_with_the_same_bits(start_pretrain, pretrain_here, tmp_path):
+    killed = tmp_path / "killed"
+    process = start_pretrain(killed, *LONG, "optim.logging_steps=5")
+    deadline = time.monotonic() + 300
+    while latest_checkpoint(killed) is None and time.monotonic() < deadline:
+        assert process.poll() is None, killed.with_suffix(".log").read_text()[-3000:]
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (killed / "results.json").exists()
+    begun = json.loads((latest_checkpoint(killed) / "trainer_state.json").read_text())["global_step"]
+    assert 0 < begun < 60
+    pretrain_here(*LONG, "optim.logging_steps=5", output_dir=killed)
+    whole = pretrain_here(*LONG, "optim.logging_steps=5", output_dir=tmp_path / "whole")
+    assert json.loads((killed / "results.json").read_text())["metrics"]["cost"]["resumed_at"] == begun
+    same_end(killed, whole)
+
+
+def test_time_budget_ends_with_a_checkpoint_and_status_75(command, pretrain_overrides, pretrain_here, tmp_path):
+    stopped = tmp_path / "stopped"
+    overrides = pretrain_overrides(stopped, *LONG)
+    assert command("pretrain", *overrides, "stop_after_minutes=0.001")[0] == 75
+    assert latest_checkpoint(stopped) is not None and not (stopped / "results.json").exists()
+    assert command("pretrain", *overrides)[0] == 0
+    same_end(stopped, pretrain_here(*LONG, output_dir=tmp_path / "whole"))
+
+
+@pytest.fixture
+def unfinished(command, pretrain_overrides, tmp_path):
+    folder = tmp_path / "unfinished"
+    assert command("pretrain", *pretrain_overrides(folder), "stop_after_minutes=0.0001")[0] == 75
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("masking.rate=0.15", "masking.rate: 0.4 there, 0.15 here"),
+        ("masking=span_t5", "masking.strategy: uniform there, span_t5 here"),
+        ("seed=2", "seed: 1 there, 2 here"),
+        ("batch_size=16", "batch_size: 8 there, 16 here"),
+    ],
+)
+def test_resuming_with_another_setting_is_refused(unfinished, pretrain_here, option, message):
+    with pytest.raises(InputError) as refused:
+        pretrain_here(option, output_dir=unfinished)
+    assert message in str(refused.value) and "resume=restart" in str(refused.value)
+    assert latest_checkpoint(unfinished) is not None
+
+
+def test_restart_and_never_do_as_they_say(unfinished, pretrain_here):
+    with pytest.raises(InputError, match="holds a run already"):
+        pretrain_here("resume=never", output_dir=unfinished)
+    pretrain_here("resume=restart", "seed=2", output_dir=unfinished)
+    assert json.loads((unfinished / "run.json").read_text())["seed"] == 2
+
+
+def test_checkpoint_that_a_kill_left_half_written_is_passed_over(unfinished, pretrain_here, tmp_path):
+    whole = latest_checkpoint(unfinished)
+    torn = unfinished / "checkpoints" / "checkpoint-11"
+    torn.mkdir()
+    (torn / "model.safetensors").write_bytes((whole / "model.safetensors").read_bytes()[:100])
+    (torn / "trainer_state.json").write_text('{"global_step": 11, "epo')
+    pretrain_here(output_dir=unfinished)
+    same_end(unfinished, pretrain_here(output_dir=tmp_path / "whole"))
+
+
+def test_checkpoint_of_another_model_is_refused(unfinished, pretrain_here):
+    settings = json.loads((unfinished / "run.json").read_text())
+    (unfinished / "run.json").write_text(json.dumps(settings | {"model.intermediate_size": 48}))
+    with pytest.raises(InputError, match="is of another model"):
+        pretrain_here("model.intermediate_size=48", output_dir=unfinished)
