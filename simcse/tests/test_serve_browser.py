@@ -78,7 +78,10 @@ def text(browser, selector: str) -> str:
 
 
 def texts(browser, selector: str) -> list[str]:
-    return [element.text for element in browser.find_elements("css selector", selector)]
+    # In one step: the page may replace its results between two.
+    return browser.execute_script(
+        "return [...document.querySelectorAll(arguments[0])].map((element) => element.innerText)", selector
+    )
 
 
 def search(browser, query: str, first: str) -> None:
