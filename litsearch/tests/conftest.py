@@ -9,6 +9,7 @@ from hydra.core.global_hydra import GlobalHydra
 
 import shared.launch  # noqa: F401 (puts the shared configurations on Hydra's search path)
 from litsearch.data import Corpus, Paper, Query, load_corpus, load_queries
+from litsearch.runs import Run, RunRecord, run_metadata, write_run
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 
@@ -69,6 +70,22 @@ def query_file(tmp_path):
     fields = ("query_set", "query", "specificity", "quality")
     records = [{name: getattr(q, name) for name in fields} | {"corpusids": list(q.corpusids)} for q in QUERIES]
     return write_jsonl(tmp_path / "query.jsonl", records)
+
+
+@pytest.fixture
+def run_file(tmp_path, corpus, queries):
+    """A run of the four questions over the six papers."""
+    found = [[20, 30, 10, 40, 50, 60], [10, 30, 40, 50, 60, 20], [60, 50, 40], [20]]
+    records = [RunRecord(query, retrieved) for query, retrieved in zip(queries, found, strict=True)]
+    metadata = run_metadata(corpus, queries, stages=["bm25"], key="title_abstract")
+    return write_run(tmp_path / "small.title_abstract.bm25.jsonl", Run(records, metadata))
+
+
+@pytest.fixture
+def run_overrides(run_file, corpus_file, query_file, tmp_path):
+    """What a command that goes on from this run is told."""
+    data = ["data=files", f"data.corpus={corpus_file}", f"data.queries={query_file}"]
+    return [*data, f"run={run_file}", f"output_dir={tmp_path / 'out'}"]
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from transformers import (
 )
 
 from litsearch.cross_encoder import CrossEncoder, ScoreJournal, rerank
-from litsearch.runs import Run, RunRecord, read_run, run_metadata, write_run
+from litsearch.runs import read_run
 from shared import InputError
 
 TEXTS = ["dense vectors", "a parser learns from ten sentences", "rhyme and metre " * 9, "x"]
@@ -91,13 +91,8 @@ def test_models_that_cannot_score_are_refused(make_model):
 
 
 @pytest.fixture
-def overrides(make_model, corpus, queries, corpus_file, query_file, tmp_path):
-    found = [[20, 30, 10, 40, 50, 60], [10, 30, 40, 50, 60, 20], [60, 50, 40], [20]]
-    records = [RunRecord(query, retrieved) for query, retrieved in zip(queries, found, strict=True)]
-    run = Run(records, run_metadata(corpus, queries, stages=["bm25"], key="title_abstract"))
-    write_run(tmp_path / "first.jsonl", run)
-    data = ["data=files", f"data.corpus={corpus_file}", f"data.queries={query_file}", f"output_dir={tmp_path / 'out'}"]
-    return [*data, f"run={tmp_path / 'first.jsonl'}", f"model={make_model(1)}", "encoder.max_length=64"]
+def overrides(make_model, run_overrides):
+    return [*run_overrides, f"model={make_model(1)}", "encoder.max_length=64"]
 
 
 def made(config, *overrides: str):
@@ -115,7 +110,7 @@ def test_a_run_is_ordered_by_its_scores(overrides, config, corpus, queries, make
     assert run.records[0].scores == pytest.approx(sorted(scores.tolist(), reverse=True))
     assert run.records[0].extra["pre_reranked"] == [20, 30, 10, 40, 50, 60]
     assert run.system == "bm25+cross-encoder:bert-1"
-    assert out.name == "first.cross-bert-1.jsonl"
+    assert out.name == "small.title_abstract.bm25.cross-bert-1.jsonl"
 
 
 def test_what_was_scored_before_a_kill_is_not_scored_again(overrides, config, monkeypatch, tmp_path):
@@ -131,7 +126,7 @@ def test_what_was_scored_before_a_kill_is_not_scored_again(overrides, config, mo
     monkeypatch.setattr(CrossEncoder, "scores", counting)
     with pytest.raises(KeyboardInterrupt):
         made(config, *overrides)
-    journal = tmp_path / "out" / "first.cross-bert-1.scores.jsonl"
+    journal = tmp_path / "out" / "small.title_abstract.bm25.cross-bert-1.scores.jsonl"
     journal.write_bytes(journal.read_bytes() + b'{"query": "torn')
     (tmp_path / "resumed").touch()
     out = made(config, *overrides)

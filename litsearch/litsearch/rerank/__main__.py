@@ -56,7 +56,7 @@ def rerank(cfg: DictConfig, console: Console | None = None) -> Path | None:
     benchmark = open_benchmark(cfg.data, full_papers=False)
     run = read_stage_input(cfg.run, benchmark, cfg.max_k)
     settings = Settings(key=shown_key(cfg.get("key"), run), **{name: cfg[name] for name in SETTINGS})
-    name = cfg.llm.name or str(cfg.model or cfg.llm.generator.get("model") or cfg.llm.generator.backend)
+    name = cfg.llm.name or _model_name(str(cfg.llm.generator.get("model") or cfg.llm.generator.backend))
     out = output_path(cfg, run, name)
     items = candidates(run, benchmark.corpus, settings.key, cfg.max_k)
     options = generator_options(cfg.llm)
@@ -80,6 +80,12 @@ def rerank(cfg: DictConfig, console: Console | None = None) -> Path | None:
     print_statistics(stats, console)
     console.print(f"run: {out}", highlight=False)
     return out
+
+
+def _model_name(model: str) -> str:
+    """A hub id or a served name as it is, a folder's own name: runs say which model it was, not where it lay."""
+    folder = Path(model).expanduser()
+    return folder.resolve().name if folder.is_dir() else model
 
 
 def shown_key(wanted: Mapping[str, Any] | None, run: Run) -> str:
