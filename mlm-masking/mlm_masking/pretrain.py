@@ -42,7 +42,7 @@ from mlm_masking.model import (
 from mlm_masking.optimizer import KINDS
 from mlm_masking.prepare import prepare_data
 from mlm_masking.rates import Rates, copies_needed
-from mlm_masking.resume import Start, decide_start, open_folder
+from mlm_masking.resume import Start, agree_on_start, open_folder
 from mlm_masking.summary import summary
 from mlm_masking.tokenizer import load_tokenizer
 from mlm_masking.trainer import MaskingTrainer
@@ -86,11 +86,11 @@ def pretrain(cfg: DictConfig) -> Path | None:
     check_options(cfg)
     name = experiment_name(cfg)
     folder = run_folder(PAPER, cfg.scale, name, cfg.output_dir)
-    start = decide_start(cfg, folder)
+    args = build_arguments(cfg, folder)
+    start = agree_on_start(cfg, folder)
     if start.finished:
         log.warning("%s is finished (resume=restart trains it again)", folder)
         return folder
-    args = build_arguments(cfg, folder)
     with args.main_process_first(local=False, desc="run folder"):
         if args.process_index == 0:
             open_folder(cfg, folder, start)

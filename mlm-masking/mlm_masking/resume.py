@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
 from omegaconf import DictConfig, OmegaConf
 
 from shared import InputError
@@ -69,6 +71,25 @@ def decide_start(cfg: DictConfig, folder: Path) -> Start:
             f"({'; '.join(changed)}): give another experiment or output_dir, or resume=restart to start over"
         )
     return Start(finished=True) if finished else Start(checkpoint)
+
+
+def agree_on_start(cfg: DictConfig, folder: Path) -> Start:
+    """`decide_start` on the main process, its answer or complaint on all of them; a joint act of all ranks.
+
+    Were each to look by itself, one could see a checkpoint that another does not see yet (the main process writes
+    `trainer_state.json` last and alone, network file systems show new files late): they would begin at different
+    updates and wait for each other for ever.
+    """
+    answer: list[Start | InputError | None] = [None]
+    if PartialState().is_main_process:
+        try:
+            answer = [decide_start(cfg, folder)]
+        except InputError as error:
+            answer = [error]
+    (start,) = broadcast_object_list(answer)
+    if isinstance(start, InputError):
+        raise start
+    return start
 
 
 def open_folder(cfg: DictConfig, folder: Path, start: Start) -> None:

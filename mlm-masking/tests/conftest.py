@@ -243,6 +243,15 @@ def pretrain_home(tmp_path_factory) -> Path:
     return tmp_path_factory.mktemp("runs")
 
 
+@pytest.fixture(scope="session")
+def worker():
+    """The functions of mlm_worker.py."""
+    import runpy
+    from types import SimpleNamespace
+
+    return SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("mlm_worker.py"))))
+
+
 @pytest.fixture
 def home(pretrain_home, monkeypatch) -> Path:
     monkeypatch.setenv("REPRO_RUNS", str(pretrain_home))

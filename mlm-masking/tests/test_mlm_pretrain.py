@@ -137,7 +137,7 @@ def test_unequal_micro_batches_train_as_their_joint_batch(pretrain_here, tmp_pat
 
 
 def test_gradient_of_four_unequal_micro_batches_is_that_of_the_joint_batch(
-    compose_pretrain, pretrain_overrides, home, tmp_path
+    compose_pretrain, pretrain_overrides, worker, home, tmp_path
 ):
     gradients = []
     for forward in ("null", "2"):
@@ -145,25 +145,7 @@ def test_gradient_of_four_unequal_micro_batches_is_that_of_the_joint_batch(
             tmp_path / forward, "masking=bernoulli", f"forward_batch_size={forward}", "optim.max_steps=1",
             "optim.learning_rate=0", "eval.steps=null", "+optim.save_strategy=no",
         )  # fmt: skip
-        cfg = compose_pretrain(overrides)
-        text, kept = load_text(cfg), {}
-
-        def keep(trainer, kept=kept):
-            original = trainer.create_optimizer
-
-            def create(model=None):
-                optimizer = original(model)
-                optimizer.register_step_pre_hook(
-                    lambda *_: kept.update(
-                        {n: p.grad.clone() for n, p in trainer.model.named_parameters() if p.grad is not None}
-                    )
-                )
-                return optimizer
-
-            trainer.create_optimizer = create
-
-        train(cfg, tmp_path / forward, text, on_trainer=keep)
-        gradients.append(kept)
+        gradients.append(worker.first_gradient(compose_pretrain(overrides), tmp_path / forward))
     joint, parts = gradients
     assert joint.keys() == parts.keys() and len(joint) > 30
     for name in joint:
