@@ -16,7 +16,6 @@ with the models), so the plan is of what would run.
 """
 
 import itertools
-import json
 import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
@@ -37,16 +36,16 @@ from shared import InputError
 from shared.launch import entrypoint
 from shared.plan import (
     GPU,
-    GPUS,
     availability,
     chosen_gpu,
     composing,
+    deliver,
     download_bytes,
     experiment_files,
     machine_lacks,
+    print_lacks,
     runs_of,
 )
-from shared.results import write_atomic
 from shared.sources import sources
 from shared.training import runs_root
 
@@ -320,11 +319,7 @@ def print_plan(plans: list[Plan], missing: dict[str, str | None], general: list[
         if plan.after:
             first = ", ".join(sorted(plan.after)[:2]) + (", ..." if len(plan.after) > 2 else "")
             console.print(f"  first: {plan.experiment} waits for {first}", **warn)
-    for line in general:
-        console.print(f"  lacking: {line}", style="yellow", highlight=False)
-    for name, what in missing.items():
-        if what:
-            console.print(f"  missing: {name}: {what}", style="yellow", highlight=False, soft_wrap=True)
+    print_lacks(console, general, missing)
     console.print(
         "Estimates; formulas at the top of mlm_masking/plan.py. Runs that several experiments share are made once "
         "(a finished one is not run again) and counted in each.",
@@ -333,30 +328,13 @@ def print_plan(plans: list[Plan], missing: dict[str, str | None], general: list[
     )
 
 
-def as_json(plans: list[Plan], missing: dict[str, str | None], general: list[str], cfg: DictConfig) -> str:
-    """The plan as JSON, with the assumptions it rests on."""
-    rows = [{**asdict(plan), "needs": sorted(plan.needs), "after": sorted(plan.after)} for plan in plans]
-    assumed = ("gpu", "gpus", "utilisation", "small_utilisation")
-    assumptions = {name: cfg[name] for name in assumed} | asdict(GPUS[cfg.gpu])
-    assumptions["mean_tokens"] = OmegaConf.to_container(cfg.mean_tokens)
-    missing = {name: what for name, what in missing.items() if what}
-    whole = {"estimates": rows, "assumptions": assumptions, "missing": missing, "machine_lacks": general}
-    return json.dumps(whole, indent=1) + "\n"
-
-
-@entrypoint(config_path="../configs", config_name="plan")
+@entrypoint(config_name="plan")
 def main(cfg: DictConfig) -> None:
-    """Print the plan."""
     plans, missing, general = make_plan(cfg)
-    text = as_json(plans, missing, general, cfg)
-    if cfg.output == "json":
-        print(text, end="")
-    elif cfg.output == "table":
-        print_plan(plans, missing, general, cfg)
-    else:
-        raise InputError(f"output={cfg.output}: give table or json")
-    if cfg.output_dir is not None:
-        write_atomic(Path(cfg.output_dir).expanduser() / "plan.json", text)
+    rows = [{**asdict(plan), "needs": sorted(plan.needs), "after": sorted(plan.after)} for plan in plans]
+    assumptions = {name: cfg[name] for name in ("gpus", "utilisation", "small_utilisation")}
+    assumptions["mean_tokens"] = OmegaConf.to_container(cfg.mean_tokens)
+    deliver(cfg, rows, missing, general, assumptions, lambda: print_plan(plans, missing, general, cfg))
 
 
 if __name__ == "__main__":
