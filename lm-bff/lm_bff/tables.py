@@ -5,7 +5,9 @@ standard deviation of those trials' test scores over the seeds, times 100. confi
 belong to a row, and what the paper reports. A cell of which some trials are missing is an error that lists them, never
 a mean over fewer seeds; a cell of which none has been run stays empty.
 
-Beside our number stand the paper's, the difference, and the difference in standard errors of both (z).
+Beside our number stand the paper's, the difference, and the difference in standard errors of both (z). Each table is
+written as markdown and csv, and all of them as results.json of the experiment `tables`, by which paper.yaml's rows and
+claims are judged: `tables.<table>.<row>.<column>`, times 100, a column's `-` written as `_`.
 """
 
 from __future__ import annotations
@@ -30,7 +32,7 @@ from lm_bff.store import Store
 from lm_bff.tasks import CONFIGS
 from shared import InputError
 from shared.launch import entrypoint
-from shared.results import write_atomic
+from shared.results import Run, over_seeds, write_atomic
 from shared.training import runs_root
 
 SPECIFICATION = CONFIGS / "paper_tables.yaml"
@@ -242,7 +244,7 @@ def build(
     """Fill a table from the store's records.
 
     Args:
-        where: further conditions on all trials (model, settings.max_steps, ...).
+        where: further conditions on all trials (model, settings.max_steps, ...); what the table itself says goes first.
     Raises:
         InputError: cells of which some grid points are missing; all of them are listed.
     """
@@ -256,7 +258,7 @@ def build(
         for column, label, value in zip(columns, labels, values, strict=True):
             test = column.get("test", column["task"])
             wanted = {**specification.get("where", {}), **column.get("where", {}), **(about.get("where") or {})}
-            own = matching(records, {"task": column["task"], **wanted, **(where or {})}) if "where" in about else []
+            own = matching(records, {"task": column["task"], **(where or {}), **wanted}) if "where" in about else []
             ours = None
             if own and any(test in record["test"] for record in own):
                 if absent := missing_points(own, about.get("seeds", seeds), about.get("grid", grid)):
@@ -308,6 +310,20 @@ def as_csv(table: PaperTable) -> str:
     return out.getvalue()
 
 
+def as_metrics(tables: Sequence[PaperTable]) -> dict[str, Any]:
+    """{table: {row: {column: summary over the seeds, x 100}}} of the cells that were run.
+
+    The deviation in a summary is the sample's, as in every results.json; markdown and csv have the population's.
+    """
+    metrics: dict[str, Any] = {}
+    for table in tables:
+        for (row, column), cell in table.cells.items():
+            if cell.ours is not None:
+                of_row = metrics.setdefault(table.name, {}).setdefault(row, {})
+                of_row[column.replace("-", "_")] = over_seeds([100 * value for value in cell.ours.values])
+    return metrics
+
+
 def _ours(cell: Cell) -> str:
     return "-" if cell.ours is None else cell.ours.text()
 
@@ -347,15 +363,20 @@ def main(cfg: DictConfig) -> None:
     grid = OmegaConf.to_container(cfg.grid, resolve=True)
     tables = [build(name, specification[name], records, list(cfg.seeds), grid, where) for name in names]
     console = Console()
-    folder = Path(cfg.output_dir).expanduser() if cfg.output_dir else path.parent / "tables"
+    shown = [table for table in tables if any(cell.ours for cell in table.cells.values())]
     for table in tables:
-        if all(cell.ours is None for cell in table.cells.values()):
+        if table not in shown:
             console.print(f"{table.name}: none of its trials has been run", highlight=False)
-            continue
+    if not shown:
+        return
+    run = Run(cfg.paper, cfg.experiment, cfg.scale, cfg.output_dir or path.parent / "tables", cfg, list(cfg.seeds))
+    for table in shown:
         console.print(as_rich(table))
-        write_atomic(folder / f"{table.name}.md", as_markdown(table))
-        write_atomic(folder / f"{table.name}.csv", as_csv(table))
-        Console(soft_wrap=True).print(f"{folder / table.name}.md and .csv", highlight=False)
+        write_atomic(run.output_dir / f"{table.name}.md", as_markdown(table))
+        write_atomic(run.output_dir / f"{table.name}.csv", as_csv(table))
+    run.metrics["tables"] = as_metrics(shown)
+    run.finish(console)
+    Console(soft_wrap=True).print(f"markdown, csv and results.json: {run.output_dir}", highlight=False)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from lm_bff.tables import (
     Scores,
     as_csv,
     as_markdown,
+    as_metrics,
     build,
     choose,
     gather,
@@ -25,6 +26,8 @@ from lm_bff.tables import (
 from lm_bff.tasks import TASKS
 from lm_bff.template import parse
 from shared import InputError
+from shared.claims import find_metric
+from shared.paper import load_paper
 
 SEEDS = (13, 21, 42, 87, 100)
 F1 = (0.9727, 0.8302, 0.0832, 0.0160, 0.9687)
@@ -165,6 +168,41 @@ def test_cells_with_missing_trials_are_all_listed():
     assert "t, swapped, sst-2: seed=100 batch_size=8 lr=2e-05" in str(error.value)
 
 
+def test_what_a_table_says_of_its_trials_goes_before_the_further_conditions():
+    spec = {"title": "t", "columns": ["sst-2"], "rows": {"prompt": {"label": "prompt", "where": {"method": "prompt"}}}}
+    records = [trial(seed, test=score, model=name) for seed in SEEDS for name, score in (("large", 0.9), ("bert", 0.7))]
+    points, where = {"batch_size": [8], "lr": [1e-5]}, {"model": "large"}
+    assert build("t", spec, records, SEEDS, points, where).cells["prompt", "sst-2"].ours.mean == pytest.approx(0.9)
+    own = {**spec, "where": {"model": "bert"}}
+    assert build("t", own, records, SEEDS, points, where).cells["prompt", "sst-2"].ours.mean == pytest.approx(0.7)
+
+
+def test_a_tables_metrics_are_summaries_times_100_of_the_cells_that_were_run():
+    metrics = as_metrics([build("t", SPEC, full_records(), SEEDS, GRID)])
+    assert set(metrics["t"]) == {"prompt", "swapped"} and set(metrics["t"]["prompt"]) == {"sst_2"}
+    assert metrics["t"]["prompt"]["sst_2"]["mean"] == pytest.approx(90.526)
+    assert metrics["t"]["prompt"]["sst_2"]["n"] == 5
+
+
+def test_every_number_of_the_paper_is_compared_with_the_cell_that_stands_for_it():
+    """Each measured row of paper.yaml finds its metric among those of a store that has every trial."""
+    specification, paper = read_specification(), load_paper("lm-bff")
+    metrics = {}
+    for name, about in specification.items():
+        columns = [column.get("label", column["task"]).replace("-", "_") for column in about["columns"]]
+        rows = {row: dict.fromkeys(columns, 0.0) for row, one in about["rows"].items() if "where" in one}
+        metrics[name] = rows
+    compared = paper.compare("tables", "paper", {"tables": metrics})
+    assert len(compared) > 200 and all(row.measured == 0.0 for row in compared)
+    for name, about in specification.items():
+        for row, one in about["rows"].items():
+            for column, value in zip(about["columns"], one.get("values") or [], strict=False):
+                path = f"tables.{name}.{row}.{column.get('label', column['task']).replace('-', '_')}"
+                if "where" in one and value is not None:
+                    assert find_metric({"tables": metrics}, path) == 0.0
+                    assert paper_value(value)[0] in [c.paper for c in compared], path
+
+
 def test_conditions_compare_dotted_fields_lists_and_tiny_models():
     records = [trial(model="tiny:ab"), trial(model="roberta-large", filter="sbert")]
     assert matching(records, {"model": "tiny"}) == records[:1]
@@ -224,4 +262,10 @@ def test_the_command_writes_markdown_and_csv_and_lists_what_is_missing(tmp_path)
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "90.0 (0.0) [92.7 (0.9)]" in (tmp_path / "tables" / "table2.md").read_text()
+    result = json.loads((tmp_path / "tables" / "results.json").read_text())
+    assert (result["experiment"], result["scale"]) == ("tables", "paper")
+    assert result["metrics"]["tables"]["table2"]["great_terrible"]["SST_2"]["mean"] == pytest.approx(90.0)
+    verdicts = {claim["id"]: claim["verdict"] for claim in result["claims"]}
+    assert "not testable" in verdicts["words_matter"]  # the exchanged words' trials are missing
+    assert "great/terrible" in done.stdout and "-2.7" in done.stdout
     assert json.loads(store.path.read_text().splitlines()[0])["key"] == records[0]["key"]
