@@ -28,7 +28,7 @@ from litsearch.retrievers import Retriever, check_search, make_retriever
 from litsearch.runs import Run, RunRecord, read_run, write_run
 from shared import InputError
 from shared.launch import entrypoint
-from shared.training import run_folder
+from shared.run_folders import run_folder
 
 K, DEPTH = 60, 1000
 

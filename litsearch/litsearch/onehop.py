@@ -27,7 +27,7 @@ from litsearch.reranked import check_output, input_digest, read_stage_input
 from litsearch.runs import Run, RunRecord, write_run
 from shared import InputError
 from shared.launch import entrypoint
-from shared.training import run_folder
+from shared.run_folders import run_folder
 
 log = logging.getLogger(__name__)
 CUTOFF_COUNT, TOTAL_COUNT = 50, 200

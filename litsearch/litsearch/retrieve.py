@@ -24,7 +24,7 @@ from litsearch.retrievers import Retriever, make_retriever
 from litsearch.runs import Run, RunRecord, run_metadata, write_qrels, write_run, write_trec
 from shared import InputError
 from shared.launch import entrypoint
-from shared.training import run_folder
+from shared.run_folders import run_folder
 
 
 @entrypoint()

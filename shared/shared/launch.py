@@ -3,7 +3,7 @@
 Every `python -m <paper>.<verb>` is a function of a Hydra configuration wrapped in `entrypoint`. The wrapper
 
 1. composes the configuration; Hydra writes nothing of its own (no `outputs/`, no change of folder): a run's files are
-   where `shared.training.run_folder` says, and nowhere else;
+   where `shared.run_folders.run_folder` says, and nowhere else;
 2. turns what a user can get wrong (`InputError`, an unknown key or group) into one message and exit status 2; anything
    else is a bug and keeps its traceback;
 3. starts other processes where the `launch` group asks for them: `launch=torchrun launch.processes=8` runs the command
@@ -35,6 +35,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from shared import InputError
+from shared.run_folders import runs_root
 
 # Set for the processes that a launcher started, so that they run the task instead of launching again.
 LAUNCHED = "REPRO_LAUNCHED"
@@ -109,8 +110,6 @@ def _with_quiet_hydra(argv: Sequence[str]) -> list[str]:
 
     They stand beside the first override because Hydra's parser takes positional arguments in one run only.
     """
-    from shared.training import runs_root  # training imports transformers' lazy modules: keep `--help` light
-
     quiet = [
         "hydra.run.dir=.",
         "hydra.output_subdir=null",
@@ -302,8 +301,6 @@ def _start_slurm(launch: DictConfig, module: str, overrides: Sequence[str]) -> N
             "launch=slurm needs Slurm's sbatch on the PATH. Submit from a login node, or use launch=torchrun."
         )
     import submitit
-
-    from shared.training import runs_root
 
     executor = submitit.AutoExecutor(folder=runs_root() / "slurm" / "%j", cluster=launch.cluster)
     executor.update_parameters(

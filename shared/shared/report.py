@@ -28,6 +28,7 @@ from shared import InputError
 from shared.claims import SCALES, NotMeasured, Verdict, judge
 from shared.paper import Comparison, Paper, load_paper, project_root
 from shared.results import flatten, load_result, metric_or_not_measured, write_atomic
+from shared.run_folders import runs_root
 
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
 
@@ -369,8 +370,6 @@ def main() -> None:
     arguments = parser.parse_args()
     runs = arguments.runs
     if runs is None:
-        from shared.training import runs_root  # late: it imports transformers (seconds)
-
         runs = runs_root()
     out = arguments.out or runs / "report.html"
     console = Console(stderr=True, soft_wrap=True)

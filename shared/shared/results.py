@@ -26,6 +26,7 @@ from shared import InputError
 from shared.claims import FAILS, HOLDS, NotMeasured, Verdict, find_metric, is_summary
 from shared.paper import Comparison, Paper, load_paper, project_root
 from shared.provenance import Watch
+from shared.run_folders import run_folder
 
 MAX_TERMINAL_ROWS = 60
 RESULT_KEYS = ("paper", "experiment", "scale", "metrics", "claims", "provenance")
@@ -110,8 +111,6 @@ class Run:
         config: Any = None,
         seed: int | list[int] | None = None,
     ):
-        from shared.training import run_folder  # late: it imports transformers, and whoever only reads results need not
-
         self.watch = Watch(project_root(), config=config, seed=seed)
         self.paper: Paper = load_paper(paper)
         self.experiment, self.scale = experiment, scale
@@ -167,7 +166,6 @@ class Run:
 
     def _lookup(self, metrics: dict[str, Any]):
         """m("path") reads this run; m("path", "experiment") reads that experiment's last results of the same scale."""
-        from shared.training import run_folder
 
         def metric(path: str, experiment: str | None = None) -> Any:
             source = metrics

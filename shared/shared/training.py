@@ -8,7 +8,6 @@ over kills and resumptions.
 
 import dataclasses
 import json
-import os
 import time
 from collections.abc import Mapping
 from difflib import get_close_matches
@@ -20,22 +19,8 @@ from transformers import TrainerCallback, TrainingArguments, set_seed
 
 from shared import InputError
 from shared.results import write_atomic
-
-
-def runs_root() -> Path:
-    """The folder of all runs: $REPRO_RUNS, else `runs/` beside the papers' folders."""
-    root = os.environ.get("REPRO_RUNS")
-    return Path(root).expanduser().resolve() if root else Path(__file__).resolve().parents[2] / "runs"
-
-
-def run_folder(paper: str, scale: str, experiment: str, output_dir: str | Path | None = None) -> Path:
-    """The folder of one run: `output_dir` if given, else `runs/<paper>/<scale>/<experiment>`. Not created here."""
-    if output_dir is not None:
-        folder = Path(output_dir).expanduser().resolve()
-        if folder.exists() and not folder.is_dir():
-            raise InputError(f"output_dir={output_dir} is a file. Give a folder, new or from an earlier run.")
-        return folder
-    return runs_root() / paper / scale / experiment
+from shared.run_folders import run_folder as run_folder
+from shared.run_folders import runs_root as runs_root
 
 
 def training_arguments(
