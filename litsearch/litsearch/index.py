@@ -6,8 +6,9 @@
 
 An index is a folder: memory-mapped arrays, metadata.json (retriever, model, instructions, key, corpus: an index of
 anything else is refused), and what a search page needs to show results without the corpus: `papers.jsonl` (title,
-abstract and source) and `owners.npy` (whose key is whose). Killed, the same command goes on where it was (dense
-retrievers) or begins again; an index that is complete is left as it is.
+abstract, citations, source), `owners.npy` (whose key is whose) and, where full texts are indexed, the texts of the keys
+(`passages.txt`). Killed, the same command goes on where it was (dense retrievers) or begins again; an index that is
+complete is left as it is.
 """
 
 from __future__ import annotations
@@ -35,11 +36,12 @@ from litsearch.retrievers import Retriever, make_retriever
 from shared import InputError
 from shared.launch import entrypoint
 from shared.results import write_atomic
-from shared.training import run_folder
+from shared.run_folders import run_folder
 
 log = logging.getLogger(__name__)
 BUILT_IN_PLACE = ("bm25", "dense")  # kinds that write while they index
 PAPERS, OWNERS = "papers.jsonl", "owners"
+PASSAGES, ENDS = "passages.txt", "passage_ends"
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,7 @@ class Index:
     corpus: Corpus
     owners: np.ndarray
     metadata: dict[str, Any]
+    folder: Path
 
 
 @entrypoint(config_name="index")
@@ -85,11 +88,11 @@ def make_index(cfg: DictConfig, console: Console | None = None) -> Path:
             retriever = make_retriever({**options, "folder": str(folder)}, key)
         retriever.index(keys)
         retriever.save(folder, about)
-    add_papers(folder, corpus, keys)
+    count = add_papers(folder, corpus, key, cfg.compat.dedup_keys)
     seconds = time.perf_counter() - started
     size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
     console.print(
-        f"{retriever.name}: {len(keys.owners)} keys of {len(corpus)} papers in {seconds:.1f} s, {size / 2**20:,.1f} MB",
+        f"{retriever.name}: {count} keys of {len(corpus)} papers in {seconds:.1f} s, {size / 2**20:,.1f} MB",
         highlight=False,
     )
     console.print(f"index: {folder}", highlight=False)
@@ -121,22 +124,34 @@ def is_complete(folder: Path, retriever: Retriever, about: Mapping[str, Any]) ->
     return has_vectors(folder, retriever, about) and storage.read_metadata(folder).get("shows_papers") is True
 
 
-def add_papers(folder: Path, corpus: Corpus, keys: Keys) -> None:
-    """Write papers.jsonl and owners.npy into an index."""
-    try:
-        owners = keys.owners
-    except RuntimeError:  # the vectors were there already
+def add_papers(folder: Path, corpus: Corpus, key: str, dedup_keys: bool) -> int:
+    """Write what results are shown from: papers.jsonl, owners.npy, and passages where keys are no abstracts.
+
+    Returns how many keys there are.
+    """
+    full = needs_full_paper(key)
+    keys = Keys(corpus.stream() if full else corpus.papers, key, dedup_keys)
+    if full:
+        ends = [0]
+        with (folder / PASSAGES).open("wb") as passages:
+            for text in keys:
+                ends.append(ends[-1] + passages.write(text.encode("utf-8", "surrogatepass")))
+        _save_array(folder, ENDS, np.array(ends, np.int64))
+    else:
         for _ in keys:
             pass
-        owners = keys.owners
-    lines = (
-        {"corpusid": p.corpusid, "title": p.title, "abstract": p.abstract, "source": p.source} for p in corpus.papers
-    )
+    _save_array(folder, OWNERS, keys.owners)
+    fields = ("corpusid", "title", "abstract", "citations", "source")
+    lines = ({name: getattr(paper, name) for name in fields} for paper in corpus.papers)
     write_atomic(folder / PAPERS, "".join(json.dumps(line, ensure_ascii=True) + "\n" for line in lines))
-    new = folder / f".{OWNERS}.{os.getpid()}.npy"
-    np.save(new, owners)
-    new.replace(folder / f"{OWNERS}.npy")
     storage.add_metadata(folder, {"shows_papers": True})
+    return len(keys.owners)
+
+
+def _save_array(folder: Path, name: str, array: np.ndarray) -> None:
+    new = folder / f".{name}.{os.getpid()}.npy"
+    np.save(new, array)
+    new.replace(folder / f"{name}.npy")
 
 
 def open_index(folder: str | Path) -> Index:
@@ -151,11 +166,11 @@ def open_index(folder: str | Path) -> Index:
     retriever = make_retriever(metadata["config"], metadata["key"])
     retriever.load(folder)
     papers = [
-        Paper(line["corpusid"], line["title"], line["abstract"], (), "", line["source"])
+        Paper(line["corpusid"], line["title"], line["abstract"], tuple(line.get("citations", ())), "", line["source"])
         for _, line in iter_records(folder / PAPERS)
     ]
     corpus = Corpus(papers, folder, has_full_papers=False, known_fingerprint=metadata["corpus"])
-    return Index(retriever, corpus, np.asarray(storage.open_array(folder, OWNERS)), metadata)
+    return Index(retriever, corpus, np.asarray(storage.open_array(folder, OWNERS)), metadata, folder)
 
 
 if __name__ == "__main__":

@@ -112,9 +112,18 @@ def rank_papers(
     Returns:
         positions of papers and their scores, one array per question.
     """
+    positions, _, scores = rank_papers_by_keys(search, owners, queries, k)
+    return positions, scores
+
+
+def rank_papers_by_keys(
+    search: Search, owners: np.ndarray, queries: Sequence[str], k: int
+) -> tuple[list[np.ndarray], list[np.ndarray], list[np.ndarray]]:
+    """As `rank_papers`, with each paper's best key: positions of papers, positions of keys, scores."""
     many = len(owners) > 1 and bool((np.diff(np.sort(owners)) == 0).any())
     depth = min(len(owners), 4 * k if many else k)
     positions: list[np.ndarray] = [np.empty(0, np.int64)] * len(queries)
+    keys: list[np.ndarray] = [np.empty(0, np.int64)] * len(queries)
     scores: list[np.ndarray] = [np.empty(0, np.float32)] * len(queries)
     open_ = list(range(len(queries)))
     while open_:
@@ -123,8 +132,8 @@ def rank_papers(
         for row, i in enumerate(open_):
             papers = owners[found[row]]
             first = np.sort(np.unique(papers, return_index=True)[1])[:k]
-            positions[i], scores[i] = papers[first], found_scores[row][first]
+            positions[i], keys[i], scores[i] = papers[first], found[row][first], found_scores[row][first]
             if len(first) < k and depth < len(owners):
                 still_open.append(i)
         open_, depth = still_open, min(len(owners), 2 * depth)
-    return positions, scores
+    return positions, keys, scores

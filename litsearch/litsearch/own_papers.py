@@ -32,7 +32,7 @@ def load_own_papers(path: str | Path) -> Corpus:
     """
     path = Path(path).expanduser()
     if not path.exists():
-        raise InputError(f"data.path={path} does not exist")
+        raise InputError(f"data.corpus={path} does not exist")
     texts = _text_files(path) if path.is_dir() else []
     papers = list(_from_texts(path, texts) if texts else _from_records(path))
     return Corpus(papers, path)
@@ -41,7 +41,7 @@ def load_own_papers(path: str | Path) -> Corpus:
 def _text_files(folder: Path) -> list[Path]:
     found = sorted(file for file in folder.rglob("*") if file.suffix.lower() in TEXT_SUFFIXES and file.is_file())
     if not found and not any(file.name.endswith(SUFFIXES) for file in folder.iterdir()):
-        raise InputError(f"data.path={folder} holds no file that ends in {', '.join(TEXT_SUFFIXES + SUFFIXES)}")
+        raise InputError(f"data.corpus={folder} holds no file that ends in {', '.join(TEXT_SUFFIXES + SUFFIXES)}")
     return found
 
 

@@ -100,7 +100,9 @@ class PageHandler(BaseHTTPRequestHandler):
             self._send_json(500, {"error": "the search failed; the server's log says why"})
 
     def _send_json(self, status: int, answer: Any) -> None:
-        self._send(status, "application/json; charset=utf-8", json.dumps(answer, ensure_ascii=False).encode())
+        # A lone surrogate, which a text from a PDF may hold, is no UTF-8.
+        body = json.dumps(answer, ensure_ascii=False).encode("utf-8", "replace")
+        self._send(status, "application/json; charset=utf-8", body)
 
     def _send(self, status: int, content_type: str, body: bytes) -> None:
         self.send_response(status)
