@@ -112,9 +112,16 @@ def group_means(
 
 
 def paired_tests(
-    scores: Mapping[str, Mapping[str, np.ndarray]], groups: Mapping[str, np.ndarray], seed: int = 0
+    scores: Mapping[str, Mapping[str, np.ndarray]],
+    groups: Mapping[str, np.ndarray],
+    seed: int = 0,
+    against: str | None = None,
 ) -> list[dict[str, Any]]:
-    """Every pair of runs on the paper's three average columns; `p_holm` is adjusted for all tests of this list."""
+    """Every pair of runs on the paper's three average columns; `p_holm` is adjusted for all tests of this list.
+
+    against: only the pairs of the other runs with this one.
+    """
+    pairs = combinations(scores, 2) if against is None else [(name, against) for name in scores if name != against]
     tests = [
         {
             "first": first,
@@ -125,7 +132,7 @@ def paired_tests(
                 scores[first][metric][groups[group]], scores[second][metric][groups[group]], seed
             ).as_dict(),
         }
-        for first, second in combinations(scores, 2)
+        for first, second in pairs
         for group, metric in TESTED
         if group in groups
     ]
