@@ -4,6 +4,7 @@ One entry is one thing that can be located (`shared.hub.locate`) and mirrored (`
 repository, a model, a tar file, a URL. The yaml is data for people too: sizes and licences stand beside the ids.
 """
 
+import functools
 import importlib.util
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -89,6 +90,12 @@ def sources_file(paper: str) -> Path:
 def sources(paper: str) -> dict[str, Source]:
     """All sources of a paper by name; InputError for an entry that cannot be used."""
     path = sources_file(paper)
+    known = path.stat()
+    return dict(_read(paper, path, known.st_mtime_ns, known.st_size))
+
+
+@functools.lru_cache(maxsize=64)  # a plan asks a hundred times, and parsing takes a tenth of a second
+def _read(paper: str, path: Path, modified: int, size: int) -> dict[str, Source]:
     entries = (yaml.safe_load(path.read_text("utf-8")) or {}).get("sources") or {}
     return {name: _source(paper, name, entry, path) for name, entry in entries.items()}
 
