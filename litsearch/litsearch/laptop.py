@@ -17,7 +17,7 @@ from litsearch.parts import Part
 from litsearch.runs import QUERY_FIELDS
 from shared import InputError
 from shared.results import write_atomic
-from shared.training import runs_root
+from shared.run_folders import runs_root
 
 KEY = "title_abstract"
 SIMCSE_MODELS = ("reproduce/triplets/seed-42/model", "triplets/model")  # below runs/simcse/laptop
