@@ -25,16 +25,9 @@ import numpy as np
 import yaml
 
 from lm_bff.data import SEEDS
+from lm_bff.held_out import HeldOut, without
 from lm_bff.tasks import Task, get_task
-from lm_bff.tiny_text import (
-    HOUSE_TASKS,
-    SENTIMENT_TEMPLATES,
-    SENTIMENT_WORDS,
-    Text,
-    put_into_words,
-    task_words,
-    without,
-)
+from lm_bff.tiny_text import HOUSE_TASKS, SENTIMENT_TEMPLATES, SENTIMENT_WORDS, Text, put_into_words, task_words
 from shared import InputError, corpus, extraction, hub
 from shared.duplicates import NearDuplicates, signatures, words
 from shared.results import write_atomic
@@ -186,6 +179,7 @@ def opinions(count: int, seed: int = 0) -> Labelled:
         subject, other = draw.sample(subjects, 2)
         remark, fact = draw.choice(parts["remarks"][good]), draw.choice(parts["facts"])
         degree = draw.choice([*parts["degrees"], "", "", ""])
+        verb = draw.choice(list(chain.from_iterable(parts["verbs"][good])))
         opposite = draw.choice(list(chain.from_iterable(parts["words"][("positive", "negative")[label]])))
         text = draw.choice(
             (
@@ -196,6 +190,10 @@ def opinions(count: int, seed: int = 0) -> Labelled:
                 f"{fact} . {remark} .",
                 f"{subject} may be {opposite} , but {other} was {degree} {first} , {remark} .",
                 f"{degree} {first} {subject.removeprefix('the ')} , {second} {other.removeprefix('the ')} .",
+                f"{subject} {verb} .",
+                f"{subject} was {first} and {other} {verb} .",
+                f"{fact} , and {subject} {verb} .",
+                f"a {first} , {second} {subject.removeprefix('the ')} .",
                 f"{first} .",
             )
         )
@@ -205,12 +203,16 @@ def opinions(count: int, seed: int = 0) -> Labelled:
 
 def house_text(opinion_count: int = OPINIONS) -> Text:
     """Opinions and docstrings put into words, the latter also as they are; without the house's few-shot files' own."""
-    held_out = [text for pair in sentiment_rows() for text in pair]
-    found = opinions(opinion_count)
-    found = [found[number] for number in without([text for text, _ in found], held_out)]
+    rows = [(text, label) for pair in sentiment_rows() for label, text in enumerate(pair)]
+    found = _allowed(opinions(opinion_count), [text for text, _ in rows])
     sentiment = put_into_words(*zip(*found, strict=True), SENTIMENT_TEMPLATES, SENTIMENT_WORDS)
     skipped = TEST["house-topic"] + POOL["house-topic"]
     topics = [(text, label) for label, texts in enumerate(topic_texts()) for text in texts[skipped:]]
+    topics = _allowed(topics, [text for texts in topic_texts() for text in texts[:skipped]])
     topical = put_into_words(*zip(*topics, strict=True), TOPIC_TEMPLATES, TOPIC_WORDS)
     about = f"written for this project: {len(found)} opinions; {len(topics)} docstrings of {', '.join(PACKAGES)}"
     return Text(tuple(text for text, _ in topics), (*sentiment, *topical), task_words(), about)
+
+
+def _allowed(labelled: Labelled, held_out: Sequence[str]) -> Labelled:
+    return [labelled[number] for number in without([text for text, _ in labelled], HeldOut(held_out))]

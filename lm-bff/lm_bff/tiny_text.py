@@ -3,27 +3,23 @@
 Two sources. Where the mirror has SentEval's movie and product reviews and questions, those; else what was written for
 this project and docstrings of installed packages (`offline_tasks`).
 
-No sentence of an evaluated task is ever read, neither of its test set nor of its few-shot train and dev sets: one is
-dropped whose letters equal those of a held-out one, or whose 3-word shingles overlap with one by 0.7, and so is a
-phrase of three words or more that lies within a held-out sentence. The data sets share sentences (SST and MR are the
-same reviews, tokenised differently), so all of them are held out of all.
+No sentence of an evaluated task is ever read, nor part of one, neither of its test set nor of its few-shot train and
+dev sets (`held_out` says what that means). The data sets share sentences, so those of all tasks are held out of all.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import re
-import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 from lm_bff.data import read_examples
+from lm_bff.held_out import HeldOut, without
 from lm_bff.tasks import TASKS, get_task
 from shared import InputError, hub
-from shared.duplicates import NearDuplicates, signatures, words
 
 # Ways to say that something was good or bad; half of the sentences get the paper's own.
 SENTIMENT_TEMPLATES = (
@@ -35,10 +31,22 @@ SENTIMENT_TEMPLATES = (
     "*cls**sent_0*_It_was*mask*.*sep+*",
 )
 SENTIMENT_WORDS = (("terrible", "great"), ("terrible", "great"), ("bad", "good"), ("awful", "wonderful"))
+# What a question asks for; half of them get TREC's own label words, half others.
+QUESTION_TEMPLATES = (
+    "*cls**mask*:*+sent_0**sep+*",
+    "*cls**sent_0*_Answer:*mask*.*sep+*",
+    "*cls**mask*:*+sent_0**sep+*",
+    "*cls*_About*mask*:*+sent_0**sep+*",
+)
+QUESTION_WORDS = (
+    ("Description", "Entity", "Expression", "Human", "Location", "Number"),
+    ("Reason", "Thing", "Letters", "Person", "Place", "Amount"),
+)
+QUESTION_TYPES = ("DESC", "ENTY", "ABBR", "HUM", "LOC", "NUM")  # in the order of TREC's classes
 UNRELATED_WORDS = ("cat", "dog")  # Table 2 of the paper
 SOURCES = ("auto", "mirror", "house")
-PHRASES, QUESTIONS = 30_000, 1_000
-RUN = 12
+PHRASES = 30_000
+PLAIN_QUESTIONS = 1_000
 HOUSE_TASKS = ("house-sentiment", "house-topic")
 MIRRORED = ("mr", "cr", "sst-2", "sst-5", "trec")
 
@@ -74,54 +82,6 @@ class Text:
         return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
 
 
-def letters(text: str) -> str:
-    """Letters and digits only, lower-case, without accents: equal for the same sentence in two tokenisations."""
-    text = re.sub(r"-?[lr]rb-?", "", text.lower())
-    return re.sub(r"[^a-z0-9]", "", unicodedata.normalize("NFKD", text))
-
-
-def without(sentences: Sequence[str], held_out: Iterable[str]) -> list[int]:
-    """Which of `sentences` are neither equal nor near-duplicates of a held-out one, nor of an earlier one."""
-    held_out = list(held_out)
-    taken = {letters(text) for text in held_out}
-    known = NearDuplicates()
-    for text, keys in zip(held_out, signatures([words(text) for text in held_out]), strict=True):
-        known.is_new(text, keys)
-    kept = []
-    for number, (text, keys) in enumerate(zip(sentences, signatures([words(t) for t in sentences]), strict=True)):
-        key = letters(text)
-        if key and key not in taken and known.is_new(text, keys):
-            taken.add(key)
-            kept.append(number)
-    return kept
-
-
-def not_within(phrases: Sequence[str], held_out: Iterable[str]) -> list[int]:
-    """Which of `phrases` occur once and in no held-out sentence. One or two words alone are no part of a sentence.
-
-    A phrase counts as within one when every run of 12 of its letters is in some held-out sentence, which is a little
-    more than asked for and needs no search through all of them.
-    """
-    held_out = [letters(text) for text in held_out]
-    runs = {text[i : i + RUN] for text in held_out for i in range(len(text) - RUN + 1)}
-    short = "\n".join(held_out)
-    seen: set[str] = set()
-    kept = []
-    for number, text in enumerate(phrases):
-        key = letters(text)
-        if not key or key in seen:
-            continue
-        if len(text.split()) > 2:
-            within = (
-                key in short if len(key) < RUN else all(key[i : i + RUN] in runs for i in range(len(key) - RUN + 1))
-            )
-            if within:
-                continue
-        seen.add(key)
-        kept.append(number)
-    return kept
-
-
 def held_out_sentences(tasks: Sequence[str] = MIRRORED) -> list[str]:
     """Every sentence of the few-shot files of `tasks`: train and dev of all seeds, and the test sets."""
     root = hub.locate("lm-bff", "k-shot")
@@ -139,10 +99,11 @@ def held_out_sentences(tasks: Sequence[str] = MIRRORED) -> list[str]:
 
 
 def task_words() -> tuple[str, ...]:
-    """The label words of every task and those of `SENTIMENT_WORDS`: each has to be one token."""
+    """The label words of every task and those that the text is put into: each has to be one token."""
     tasks = [*TASKS.values(), *(get_task(name) for name in HOUSE_TASKS)]
     manual = [word for task in tasks for word in task.mapping.values()]
-    return tuple(dict.fromkeys([*manual, *(word for pair in SENTIMENT_WORDS for word in pair), *UNRELATED_WORDS]))
+    said = [word for words in (*SENTIMENT_WORDS, *QUESTION_WORDS) for word in words]
+    return tuple(dict.fromkeys([*manual, *said, *UNRELATED_WORDS]))
 
 
 def put_into_words(
@@ -183,22 +144,24 @@ def mirrored_text() -> Text:
     files = [
         (f"{name}.{end}", int(end == "pos")) for name in ("MR/rt-polarity", "CR/custrev") for end in ("neg", "pos")
     ]
-    reviews = [(text, label) for file, label in files for text in _lines(folder / file)]
-    questions = [line.split(" ", 1)[1] for line in _lines(folder / "TREC" / "train_5500.label")]
-    held_out = held_out_sentences()
-    reviews = [reviews[number] for number in without([text for text, _ in reviews], held_out)]
-    questions = [questions[number] for number in without(questions, held_out)][:QUESTIONS]
+    typed = [line.split(" ", 1) for line in _lines(folder / "TREC" / "train_5500.label")]
     pairs = [line.rsplit("\t", 1) for line in _lines(folder / "SST" / "binary" / "sentiment-train")]
-    phrases = [(text.strip(), int(label)) for text, label in pairs]
-    phrases = [phrases[number] for number in not_within([text for text, _ in phrases], held_out)][:PHRASES]
-    labelled = [*reviews, *phrases]
+    held_out = HeldOut(held_out_sentences())
+    reviews = _allowed([(text, label) for file, label in files for text in _lines(folder / file)], held_out)
+    phrases = _allowed([(text.strip(), int(label)) for text, label in pairs], held_out, PHRASES)
+    questions = _allowed([(text, QUESTION_TYPES.index(kind.split(":")[0])) for kind, text in typed], held_out)
     verbalised = put_into_words(
-        [text for text, _ in labelled], [label for _, label in labelled], SENTIMENT_TEMPLATES, SENTIMENT_WORDS
-    )
+        *zip(*reviews, *phrases, strict=True), SENTIMENT_TEMPLATES, SENTIMENT_WORDS
+    ) + put_into_words(*zip(*questions, *questions, strict=True), QUESTION_TEMPLATES, QUESTION_WORDS)
     about = (
         f"SentEval: {len(reviews)} reviews (MR, CR), {len(phrases)} phrases (SST), {len(questions)} questions (TREC)"
     )
-    return Text(tuple(questions), tuple(verbalised), task_words(), about)
+    plain = tuple(text for text, _ in questions[:PLAIN_QUESTIONS])
+    return Text(plain, tuple(verbalised), task_words(), about)
+
+
+def _allowed(labelled: Sequence[tuple[str, int]], held_out: HeldOut, most: int | None = None) -> list[tuple[str, int]]:
+    return [labelled[number] for number in without([text for text, _ in labelled], held_out, most)]
 
 
 def _lines(path: Path) -> list[str]:

@@ -1,9 +1,13 @@
 """The house's tasks: few-shot files that the readers read, and text for the tiny model that never meets the test."""
 
+import re
+
 import pytest
+import yaml
 
 from lm_bff import offline_tasks
 from lm_bff.data import SEEDS, load_splits
+from lm_bff.held_out import HeldOut, letters, without
 from lm_bff.offline_tasks import (
     PACKAGES,
     POOL,
@@ -16,7 +20,7 @@ from lm_bff.offline_tasks import (
     topic_texts,
 )
 from lm_bff.tasks import TASKS, get_task
-from lm_bff.tiny_text import HOUSE_TASKS, letters
+from lm_bff.tiny_text import HOUSE_TASKS
 from shared import InputError
 
 test_and_pool.__test__ = False  # a function of the package, not a test
@@ -105,9 +109,22 @@ def test_the_tiny_models_text_has_nothing_of_the_few_shot_files():
     read = {letters(one) for one in text.sentences}
     for name in HOUSE_TASKS:
         test, pool = test_and_pool(name)
-        held = {letters(one) for one, _ in test} | {letters(one) for texts in pool for one in texts}
-        assert not read & held
+        held = [one for one, _ in test] + [one for texts in pool for one in texts]
+        assert not read & {letters(one) for one in held}
+        assert len(without(text.sentences, HeldOut(held))) == len(text.sentences)
     assert {one.label for one in text.verbalised if len(one.words) == 4} == {0, 1, 2, 3}
+
+
+def test_no_phrase_of_the_composed_opinions_is_taken_from_the_written_ones():
+    written = " | ".join(" ".join(re.findall(r"[a-z']+", text.lower())) for pair in sentiment_rows() for text in pair)
+
+    def phrases(part):
+        if isinstance(part, str):
+            return [part] if " " in part.removeprefix("the ") else []
+        return [one for inner in (part.values() if isinstance(part, dict) else part) for one in phrases(inner)]
+
+    parts = yaml.safe_load((offline_tasks.DATA / "opinions.yaml").read_text("utf-8"))
+    assert [one for one in phrases(parts) if f" {one} " in f" {written} "] == []
 
 
 def test_composed_opinions_are_distinct_balanced_and_the_same_every_time():
@@ -119,6 +136,7 @@ def test_composed_opinions_are_distinct_balanced_and_the_same_every_time():
 
 def test_more_opinions_than_can_be_put_together_are_refused(tmp_path, monkeypatch):
     parts = "subjects: [[the film, the book]]\ndegrees: [very]\nfacts: [it rained]\n"
+    parts += "verbs: {positive: [[shines]], negative: [[leaks]]}\n"
     parts += "words: {positive: [[good, fine]], negative: [[bad, poor]]}\nremarks: {positive: [nice], negative: [no]}\n"
     (tmp_path / "opinions.yaml").write_text(parts)
     monkeypatch.setattr(offline_tasks, "DATA", tmp_path)
