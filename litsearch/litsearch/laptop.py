@@ -135,6 +135,8 @@ def add_retriever(cfg: DictConfig, plan: Plan, bench: Bench, name: str, **more: 
         overrides += ["retriever.processes=1", "retriever.cache=false"]  # another part has the other core
     if name == "lsa":
         overrides += [f"retriever.components={min(256, len(bench.benchmark.corpus) - 1)}"]
+    if name == "simcse":
+        overrides += [f"retriever.max_length={cfg.simcse.max_length}"]
     if name == "minilm":
         dtype = cfg.minilm.key_dtype or native_dtype()
         overrides += [f"retriever.max_length={cfg.minilm.max_length}", f"retriever.key_dtype={dtype}"]

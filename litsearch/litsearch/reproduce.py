@@ -72,7 +72,8 @@ def check(cfg: DictConfig) -> None:
     check_names(cfg)
     check_top_k(cfg.top_k)
     check_counts(cfg.onehop.cutoff_count, cfg.onehop.total_count)
-    counts = ["rerank.max_k", "prompting.max_k", "prompting.questions", "minilm.max_length", "resamples"]
+    counts = ["rerank.max_k", "prompting.max_k", "prompting.questions", "minilm.max_length", "simcse.max_length"]
+    counts += ["resamples"]
     for name in [*counts, *(["processes"] if cfg.processes is not None else [])]:
         value = OmegaConf.select(cfg, name)
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
