@@ -91,6 +91,17 @@ def runs_of(
     configs: Path, experiment: str, overrides: tuple[str, ...] = (), config_name: str = "config"
 ) -> list[DictConfig]:
     """The configuration of every run of an experiment file: one, or at scale paper one per point of its sweep."""
+    return [run for run, _ in counted_runs_of(configs, experiment, overrides, config_name)]
+
+
+def counted_runs_of(
+    configs: Path,
+    experiment: str,
+    overrides: tuple[str, ...] = (),
+    config_name: str = "config",
+    alike: frozenset[str] = frozenset(),
+) -> list[tuple[DictConfig, int]]:
+    """`runs_of`, where runs that differ only in the swept keys `alike` (seeds, rates) are one with their number."""
     base = [f"experiment={experiment}", *overrides]
     with composing(configs):
         whole = hydra.compose(config_name, base, return_hydra_config=True)
@@ -98,17 +109,20 @@ def runs_of(
         OmegaConf.set_struct(whole, False)
         del whole["hydra"]
         if not sweep or whole.scale != "paper":
-            return [whole]
+            return [(whole, 1)]
         parser = OverridesParser.create()
-        axes = []
+        axes, count = [], 1
         for key, choices in sweep.items():
             (override,) = parser.parse_overrides([f"{key}={choices}"])
-            values = override.sweep_string_iterator() if override.is_sweep_override() else [choices]
+            values = list(override.sweep_string_iterator()) if override.is_sweep_override() else [choices]
+            if key in alike:
+                count *= len(values)
+                values = values[:1]
             axes.append([f"{key}={value}" for value in values])
         points = list(itertools.product(*axes))
         if any((configs / key).is_dir() for key in sweep):  # choosing a group's file needs Hydra
-            return [hydra.compose(config_name, [*base, *point]) for point in points]
-        return [_with_values(whole, parser.parse_overrides(list(point))) for point in points]
+            return [(hydra.compose(config_name, [*base, *point]), count) for point in points]
+        return [(_with_values(whole, parser.parse_overrides(list(point))), count) for point in points]
 
 
 def _with_values(whole: DictConfig, overrides: list[Override]) -> DictConfig:
