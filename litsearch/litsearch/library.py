@@ -27,6 +27,10 @@ from litsearch.text import terms
 from shared import InputError
 
 SCORES = {"bm25": "BM25", "tfidf": "cosine", "dense": "cosine", "random": "cosine", "hybrid": "fused ranks"}
+LABELS = {
+    "bm25": "BM25", "tfidf": "TF-IDF", "lsa": "LSA", "minilm": "MiniLM", "simcse": "SimCSE", "e5": "E5-large-v2",
+    "gtr": "GTR-T5-large", "instructor": "Instructor-XL", "grit": "GritLM-7B", "random": "random vectors",
+}  # fmt: skip
 KEYS = {"title_abstract": "titles and abstracts", "full_paper": "full texts", "paragraphs": "paragraphs"}
 
 
@@ -58,13 +62,12 @@ class Library:
 
     def about(self) -> dict[str, Any]:
         """What is searched, and with what."""
-        config = self.index.metadata["config"]
-        parts = config.get("parts") or {}
+        parts = (self.index.metadata["config"].get("parts") or {}).values()
+        names = [part.get("name") for part in parts] or [self.retriever]
         return {
             "papers": len(self),
             "retriever": self.retriever,
-            "model": config.get("model"),
-            "parts": [part.get("name") for part in parts.values()],
+            "label": " + ".join(LABELS.get(name, name) for name in names),
             "key": self.key,
             "searched": KEYS[self.key],
             "score": SCORES.get(self.kind, "score"),
