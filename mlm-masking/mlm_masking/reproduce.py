@@ -37,7 +37,7 @@ from shared.launch import entrypoint
 from shared.results import Run
 from shared.training import run_folder
 
-QUALITY = "held-out loss at 15 % (nats per token)"
+QUALITY = "held-out loss at 15 % (nats)"
 NAMES = {
     "span_t5": "spans (T5)",
     "p801010": "uniform, 80-10-10",
@@ -63,6 +63,8 @@ def measure(cfg: DictConfig, results: Results, metrics: dict[str, Any]) -> None:
     untrained = f"{first}/{UNTRAINED}"
     trained = {name: parts for name, parts in results.items() if name != untrained}
     by_cell = {name: findings.cell_metrics(parts) for name, parts in trained.items()}
+    every_part = [part for of_seeds in results.values() for parts in of_seeds for part in parts.values()]
+    metrics["cpu_seconds"] = sum(part["cpu_seconds"] for part in every_part)
     metrics["unigram_loss"] = next(iter(trained.values()))[0]["training"]["unigram_loss"]
     metrics["rates"], metrics["parameters"] = {}, {}
     for size, one in cfg.sizes.items():

@@ -14,6 +14,7 @@ import logging
 import multiprocessing
 import os
 import threading
+import time
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, replace
@@ -105,7 +106,9 @@ class CellRun:
         path = self.folder / f"{name}.json"
         result = read_finished(path, identity)
         if result is None:
+            begun = time.process_time()
             result = compute()
+            result["cpu_seconds"] = time.process_time() - begun
             write_finished(path, identity, result)
         return result
 

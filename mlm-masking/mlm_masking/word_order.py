@@ -27,7 +27,7 @@ def held_out_lines(tokens: np.ndarray, tokenizer: PreTrainedTokenizerFast) -> li
     return tokenizer.batch_decode([line[:-1].tolist() for line in lines if len(line) > 1])
 
 
-def order_pairs(lines: Iterable[str], count: int, seed: int = 0, shortest: int = 6, longest: int = 14) -> Paradigm:
+def order_pairs(lines: Iterable[str], count: int, seed: int = 0, shortest: int = 5, longest: int = 9) -> Paradigm:
     """`count` pairs of sentences of `shortest` to `longest` words, each once.
 
     The exchanged words are neighbours within the sentence, both plain words, not the same, and not its first or last.

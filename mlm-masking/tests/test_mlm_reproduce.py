@@ -166,7 +166,7 @@ def test_the_offline_task_has_every_kind_and_no_example_on_both_sides(tmp_path):
 
 
 def test_pairs_differ_by_two_neighbours_alone():
-    lines = [f"the {a} saw one very {b} house near that river ." for a in ("dog", "cat", "man") for b in ("red", "old")]
+    lines = [f"the {a} saw one very {b} house today ." for a in ("dog", "cat", "man") for b in ("red", "old")]
     pairs = order_pairs(lines, 6)
     assert len(set(pairs.good)) == len(pairs) == 6
     for good, bad in zip(pairs.good, pairs.bad, strict=True):
