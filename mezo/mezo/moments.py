@@ -28,6 +28,10 @@ class _Moments:
             raise InputError(f"betas={betas}: give two numbers in [0, 1)")
         self.params, self.momentum, self.betas, self.rng, self.count = list(params), momentum, betas, rng, 0
 
+    def __str__(self) -> str:
+        what = f"momentum {self.momentum:g}" if self.betas is None else f"adam {tuple(self.betas)}"
+        return f"{what} {type(self).__name__}"
+
     def _add(self, part: Tensor, first: Tensor, second: Tensor | None, lr: float, decay: float) -> None:
         """theta <- theta (1 - lr wd) - lr m, or Adam's m / (sqrt(v) + eps) with bias correction."""
         if decay:

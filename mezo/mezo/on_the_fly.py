@@ -9,14 +9,18 @@ Weights that are used by another module than their owner (as nn.MultiheadAttenti
 unperturbed; such a module is refused.
 """
 
-from collections.abc import Iterator, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
+from mezo.slices import InSlices
 from mezo.spsa import RNGS, Mask, _counter_draw, _torch_draw, _torch_pieces
 from shared import InputError
+
+SLICE = 1 << 20
 
 
 class OnTheFly:
@@ -26,6 +30,8 @@ class OnTheFly:
         if rng not in RNGS:
             raise InputError(f"rng={rng!r}: choose torch or counter")
         self.rng, self.params = rng, list(params)
+        # Larger matrices are made in slices of this many numbers: a small part of the model, but no small products.
+        self.slice = max(SLICE, sum(tensor.numel() for tensor in self.params) // 256)
         self.number = {id(tensor): k for k, tensor in enumerate(self.params)}
         self.owners: list[tuple[nn.Module, dict[str, int]]] = []
         for name, module in model.named_modules():
@@ -76,17 +82,52 @@ class OnTheFly:
                     if (id(module), key) in originals:
                         module._parameters[key] = originals.pop((id(module), key))
 
-    def _perturbed(self, original: Tensor, seed: int, number: int, scale: float, mask: Mask | None) -> nn.Parameter:
+    def _perturbed(self, original: Tensor, seed: int, number: int, scale: float, mask: Mask | None) -> Tensor:
+        # On CUDA only whole tensors draw the release's numbers.
+        whole = original.dim() != 2 or original.numel() <= self.slice or (self.rng == "torch" and original.is_cuda)
+        if not whole:
+            made = InSlices.of(original, lambda: self._slices(original, seed, number, scale, mask))
+            made.sequential = self.rng == "torch"
+            return made
         copy = original.detach().clone(memory_format=torch.contiguous_format)
-        flat = copy.view(-1)
+        self._draw(copy.view(-1), seed, number, scale, mask)
+        return nn.Parameter(copy, requires_grad=False)
+
+    def _draw(
+        self, flat: Tensor, seed: int, number: int, scale: float, mask: Mask | None, begin: int = 0,
+        generator: torch.Generator | None = None,
+    ) -> None:  # fmt: skip
+        """flat += scale z of parameter `number` from element `begin` on; a generator stands there already."""
         if self.rng == "counter":
-            _counter_draw(seed, number, 0)(flat, scale, mask)
-        else:
+            _counter_draw(seed, number, begin)(flat, scale, mask)
+            return
+        if generator is None:
+            generator = torch.Generator(flat.device)
+            generator.set_state(self._state(seed, number))
+        for start, stop in _torch_pieces(flat, 1 << 18):
+            _torch_draw(generator, number, begin + start)(flat[start:stop], scale, mask)
+
+    def _slices(
+        self, original: Tensor, seed: int, number: int, scale: float, mask: Mask | None
+    ) -> Iterator[tuple[int, int, Callable[[], Tensor]]]:
+        """Rows of a matrix in order, each slice made when it is asked for. Cuts are at multiples of 16 numbers."""
+        rows, width = original.shape
+        step = max(16, self.slice // width // 16 * 16)
+        cuts = [*range(0, rows, step), rows]
+        if len(cuts) > 2 and (cuts[-1] - cuts[-2]) * width < 16:
+            del cuts[-2]
+        generator = None
+        if self.rng == "torch":
             generator = torch.Generator(original.device)
             generator.set_state(self._state(seed, number))
-            for start, stop in _torch_pieces(flat, 1 << 18):
-                _torch_draw(generator, number, start)(flat[start:stop], scale, mask)
-        return nn.Parameter(copy, requires_grad=False)
+        for start, stop in itertools.pairwise(cuts):
+
+            def make(start: int = start, stop: int = stop) -> Tensor:
+                copy = original.detach()[start:stop].clone(memory_format=torch.contiguous_format)
+                self._draw(copy.view(-1), seed, number, scale, mask, start * width, generator)
+                return copy
+
+            yield start, stop, make
 
     def _state(self, seed: int, number: int) -> Tensor:
         """The generator's state before parameter `number`: found by drawing once through all of them."""

@@ -56,7 +56,7 @@ class MeZO(torch.optim.Optimizer):
             appendix B, Definitions 6 and 7. one_point: Definition 8, one evaluation per step.
         rounding: "nearest" or "stochastic" for fp16 and bf16 weights; master: keep fp32 weights beside them.
         trajectory: file that records every step (`mezo.trajectory`); what it holds already is applied at once.
-        base: name of the base model, for the trajectory's header.
+        base, about: name of the base model, and plain values about the run, for the trajectory's header.
         process_group: ranks that hold the same weights and different data exchange their losses, one float each per
             evaluation; "default" is torch.distributed's own group.
         check: evaluate twice before the first step and refuse a closure whose loss is not a function of the weights.
@@ -91,6 +91,7 @@ class MeZO(torch.optim.Optimizer):
         master: bool = False,
         trajectory: Path | str | None = None,
         base: str = "unknown",
+        about: dict[str, Any] | None = None,
         process_group: Any = None,
         check: bool = True,
     ) -> None:
@@ -113,13 +114,19 @@ class MeZO(torch.optim.Optimizer):
         self.fly = OnTheFly(model, [t for _, t in self.named], rng) if restore == "exact" else None
         self.ranks = Ranks(process_group, self.named) if process_group is not None else None
         self.moments = _moments(self.named, momentum, betas, moments, rng)
-        self.steps_done, self.evaluations = 0, 0
+        # What a replay needs to know beside the records.
+        self.options = {
+            "eps": eps, "restore": restore, "n": n if isinstance(n, int) else "a function", "momentum": momentum,
+            "betas": betas and list(betas), "moments": moments, "layers": layers and list(layers),
+            "scales": self.scales, "scales_rule": scales_rule, "rounding": rounding, "master": master,
+        }  # fmt: skip
+        self.steps_done, self.estimates, self.evaluations = 0, 0, 0
         self.last: Step | None = None
         self._loss_before: float | None = None
         self._recent: deque[float] = deque(maxlen=100)
         self.writer: Writer | None = None
         if trajectory is not None:
-            self._open(Path(trajectory), base)
+            self._open(Path(trajectory), base, about)
 
     @torch.no_grad()
     def step(self, closure: Closure) -> float:  # type: ignore[override]
@@ -131,7 +138,7 @@ class MeZO(torch.optim.Optimizer):
         """
         if self.check and self.steps_done == 0:
             self._check_closure(closure)
-        estimates = max(1, int(self.n(self.steps_done)))
+        estimates = self._estimates()
         lr = float(self.param_groups[0]["lr"])
         found = [self._estimate(closure) for _ in range(estimates)]
         share = lr if self.scale_lr_with_samples else lr / estimates
@@ -141,7 +148,7 @@ class MeZO(torch.optim.Optimizer):
             if self.writer:
                 self.writer.append(self.last)
             self._recent.append(gradient)
-        self.steps_done += 1
+        self.steps_done, self.estimates = self.steps_done + 1, self.estimates + estimates
         self._warn_of_flat_losses()
         return sum(loss for *_, loss in found) / estimates
 
@@ -226,22 +233,57 @@ class MeZO(torch.optim.Optimizer):
 
     # -------------------------------------------------------------------------------------------------- surroundings
 
-    def _open(self, path: Path, base: str) -> None:
+    def _open(self, path: Path, base: str, about: dict[str, Any] | None) -> None:
         """Start or continue a trajectory: what the file holds is applied to the weights as they are now."""
-        plain = self.moments is None and not (self.masters or self.groups or self.scales or self.mask)
-        if not plain or self.rounding != "nearest":
-            raise InputError(
-                "trajectory: only plain ZO-SGD steps can be replayed; leave out momentum, Adam, masks, layers"
-            )
+        if self.mask is not None or self.one_point:
+            raise InputError("trajectory: a mask or one_point cannot be replayed from the file; leave them out")
         header: Header = describe(
-            self.named, base, self.rng, weight_decay=self.weight_decay, decayed=self.decayed, extra={"eps": self.eps}
-        )
-        self.writer = Writer(path, header)
-        if self.writer.steps:
-            apply_steps(self.named, self.writer.steps, self.rng, self.weight_decay, self.decayed)
-            self.steps_done = len(self.writer.steps)
-            for _ in self.writer.steps:  # the stream of seeds goes on where it was
-                self.seeds()
+            self.named, base, self.rng, weight_decay=self.weight_decay, decayed=self.decayed, update=self.rule,
+            extra=self.options | {"about": about or {}},
+        )  # fmt: skip
+        first = self.ranks is None or self.ranks.first
+        self.writer = Writer(path, header) if first else None
+        steps = self.writer.steps if first else []
+        steps = self.ranks.from_first(steps) if self.ranks else steps
+        whole = self.apply_recorded(steps)
+        if first and whole < len(steps):  # killed between the estimates of one step
+            self.writer.keep(whole)
+
+    @property
+    def rule(self) -> str:
+        """How a record changes the weights: "sgd", or what is added to it."""
+        parts = [] if self.moments is None else [str(self.moments)]
+        parts += [f"layers {self.groups}"] if self.groups is not None else []
+        parts += [f"scales {self.scales_rule} {self.scales}"] if self.scales else []
+        parts += [f"{self.rounding} rounding"] if self.rounding != "nearest" else []
+        parts += ["in place"] if self.restore == "inplace" else []
+        return ", ".join([*parts, *(["fp32 master"] if self.masters else [])]) or "sgd"
+
+    @torch.no_grad()
+    def apply_recorded(self, steps: Sequence[Step]) -> int:
+        """Apply a trajectory's records to the weights as they are, and go on behind them.
+
+        Returns the number of records used: all but those of a last step that lacks some of its n estimates.
+        """
+        begun, whole = self.steps_done, 0
+        plain = self.rule == "sgd"
+        while whole + (count := self._estimates()) <= len(steps) and whole < len(steps):
+            some = () if plain else steps[whole : whole + count]
+            for step in some if self.restore == "inplace" else ():  # its rounding errors are part of the weights
+                self._losses(lambda: 0.0, step.seed, [self._scaled(self.eps), self._scaled(-self.eps)])
+            for step in some:
+                self._apply(step)
+            whole, self.steps_done = whole + count, self.steps_done + 1
+        if plain:
+            apply_steps(self.named, steps[:whole], self.rng, self.weight_decay, self.decayed)
+        for _ in steps[:whole]:  # the stream of seeds goes on where it was
+            self.seeds()
+        self.estimates += whole
+        log.debug("%d recorded steps applied", self.steps_done - begun)
+        return whole
+
+    def _estimates(self) -> int:
+        return max(1, int(self.n(self.steps_done)))
 
     def _check_closure(self, closure: Closure) -> None:
         first, second = (closure() for _ in range(2))

@@ -39,6 +39,17 @@ class Ranks:
                 if other[what] != digest:
                     raise InputError(f"ranks 0 and {rank} differ in {what}: load the same model on every rank")
 
+    @property
+    def first(self) -> bool:
+        """Whether this is the group's rank 0, the one that writes."""
+        return dist.get_rank(self.group) == 0
+
+    def from_first(self, value: Any) -> Any:
+        """Rank 0's value, on every rank."""
+        box = [value]
+        dist.broadcast_object_list(box, src=dist.get_global_rank(self.group, 0) if self.group else 0, group=self.group)
+        return box[0]
+
     def same_seed(self, seed: int) -> int:
         """Rank 0's seed. Ranks draw the same ones anyway; one that does not is told at once."""
         shared = torch.tensor([seed], dtype=torch.int64, device=self.device)

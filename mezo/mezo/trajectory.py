@@ -11,6 +11,7 @@ A killed run needs nothing else: it replays its own file and goes on.
 """
 
 import hashlib
+import itertools
 import json
 import os
 import struct
@@ -45,7 +46,7 @@ class Header:
     rng: str
     weight_decay: float = 0.0
     decayed: list[bool] = field(default_factory=list)
-    update: str = "sgd"
+    update: str = "sgd"  # MeZO.rule
     extra: dict[str, Any] = field(default_factory=dict)
     format: str = FORMAT
 
@@ -111,6 +112,17 @@ class Writer:
             self._crc = zlib.crc32(header.line())
             self._file.flush()
 
+    def keep(self, count: int) -> None:
+        """Drop all records behind the first `count`."""
+        self._file.flush()
+        line, body = self.path.read_bytes().split(b"\n", 1)
+        self._crc, end = zlib.crc32(line + b"\n"), len(line) + 1 + count * RECORD.size
+        for _, record in itertools.islice(_records(body), count):
+            self._crc = zlib.crc32(record[:-4], self._crc)
+        self._file.truncate(end)
+        self._file.seek(end)
+        self.steps = self.steps[:count]
+
     def append(self, step: Step) -> None:
         body = struct.pack("<Qfd", step.seed, step.projected_gradient, step.lr)
         self._crc = zlib.crc32(body, self._crc)
@@ -128,6 +140,11 @@ def read(path: Path) -> tuple[Header, list[Step]]:
     """A whole trajectory. Raises InputError for one that is truncated, changed or reordered, naming the record."""
     header, steps, _, _ = _read(Path(path), torn="refuse")
     return header, steps
+
+
+def recorded_steps(path: Path) -> list[Step]:
+    """The whole records of a file whose last one a kill may have cut."""
+    return _read(Path(path), torn="cut")[1]
 
 
 def _read(path: Path, torn: str) -> tuple[Header, list[Step], int, int]:
@@ -182,9 +199,22 @@ def replay(model: nn.Module, file: Path, *, check_base: bool = True, steps: int 
     refuse_other(header, named, file, check_base)
     chosen = recorded if steps is None else recorded[:steps]
     if header.update != "sgd":
-        raise InputError(f"trajectory {file}: update={header.update} needs the optimiser's own replay (MeZO.resume)")
+        from mezo.optimizer import MeZO  # late: it imports this module
+
+        if header.extra["n"] == "a function":
+            raise InputError(f"trajectory {file}: n was a function; replay with MeZO(..., n=it).apply_recorded(steps)")
+        optimizer = MeZO(named, 0.0, **_like(header), model=model if header.extra["restore"] == "exact" else None)
+        optimizer.decayed = header.decayed
+        return optimizer.apply_recorded(chosen)
     apply_steps(named, chosen, header.rng, header.weight_decay, header.decayed)
     return len(chosen)
+
+
+def _like(header: Header) -> dict[str, Any]:
+    """The arguments of the optimiser that wrote the file."""
+    kept = {name: value for name, value in header.extra.items() if name != "about"}
+    options = {**kept, "rng": header.rng, "weight_decay": header.weight_decay}
+    return {**options, "betas": options["betas"] and tuple(options["betas"])}
 
 
 def refuse_other(header: Header, named: Sequence[tuple[str, Tensor]], file: Path, check_base: bool) -> None:

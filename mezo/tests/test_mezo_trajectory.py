@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from mezo import MeZO
-from mezo.spsa import perturb
+from mezo.spsa import Mask, perturb
 from mezo.trajectory import RECORD, Step, apply_steps, read, replay
 from shared import InputError
 
@@ -136,10 +136,54 @@ def test_a_run_with_other_settings_does_not_append_to_the_file(run, tiny_net):
     assert path.read_bytes() == before
 
 
-def test_only_plain_steps_have_a_trajectory(tiny_net, tmp_path):
-    net, *_ = tiny_net
-    with pytest.raises(InputError, match="only plain ZO-SGD"):
-        MeZO(net.named_parameters(), lr=1e-2, momentum=0.9, trajectory=tmp_path / "x.mzt")
+VARIANTS = [
+    {"momentum": 0.9},
+    {"betas": (0.9, 0.99), "moments": "recomputed"},
+    {"n": 3},
+    {"n": 2, "restore": "inplace"},
+    {"n": lambda step: 1 + step % 3, "momentum": 0.5},
+    {"layers": ["l1", "layer_norm|l2"], "restore": "inplace"},
+    {"scales": [1.0, 2.0, 3.0, 0.5, 0.25, 1.5], "sign": True},
+    {"master": True},
+]
+
+
+@pytest.mark.parametrize("options", VARIANTS, ids=lambda o: "-".join(o))
+def test_runs_of_every_kind_go_on_from_their_file(tiny_net, tmp_path, options):
+    """Cut behind a record that may be in the middle of a step, then run to the end: the weights of an uncut run."""
+    net, x, y = tiny_net
+    start, end = train(net, x, y, tmp_path / "whole.mzt", steps=12, **options)
+    whole = (tmp_path / "whole.mzt").read_bytes()
+    first = header_length(tmp_path / "whole.mzt")
+    (tmp_path / "cut.mzt").write_bytes(whole[: first + 7 * RECORD.size + 11])
+    net.load_state_dict(start)
+    optimizer = MeZO(
+        net.named_parameters(), lr=1e-2, weight_decay=0.1, trajectory=tmp_path / "cut.mzt", base="tiny",
+        **{"model": net, **options},
+    )  # fmt: skip
+    assert 2 <= optimizer.steps_done <= 7
+    while optimizer.steps_done < 12:
+        optimizer.step(partial(net, x, y))
+    optimizer.close()
+    assert same(net.state_dict(), end)
+    assert (tmp_path / "cut.mzt").read_bytes() == whole
+    net.load_state_dict(start)
+    if callable(options.get("n")):
+        with pytest.raises(InputError, match="n was a function"):
+            replay(net, tmp_path / "whole.mzt")
+    else:
+        replay(net, tmp_path / "whole.mzt")
+        assert same(net.state_dict(), end)
+
+
+def test_what_scalars_alone_do_not_determine_has_no_trajectory(tiny_net, tmp_path):
+    net, x, y = tiny_net
+    for options in ({"one_point": True}, {"mask": Mask.fixed([None] * 6)}):
+        with pytest.raises(InputError, match="a mask or one_point cannot be replayed"):
+            MeZO(net.named_parameters(), lr=1e-2, trajectory=tmp_path / "x.mzt", **options)
+    train(net, x, y, tmp_path / "momentum.mzt", steps=2, momentum=0.9)
+    with pytest.raises(InputError, match=r"belongs to another run \(.*update.* differ\)"):
+        MeZO(net.named_parameters(), lr=1e-2, weight_decay=0.1, trajectory=tmp_path / "momentum.mzt", base="tiny")
 
 
 KILLED = """
