@@ -14,17 +14,16 @@ import contextlib
 import io
 import json
 import logging
-import multiprocessing
 import os
-import threading
 from collections.abc import Iterable
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import hydra
 import numpy as np
+from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig
 from tqdm.auto import tqdm
 
@@ -32,6 +31,7 @@ from shared import InputError
 from shared.launch import entrypoint
 from shared.results import Run, over_seeds
 from shared.training import read_metrics, run_folder
+from shared.workers import spread
 from simcse import plots
 from simcse.analyze import Analysis, analyze_embeddings, load_pairs
 from simcse.baselines import bag_of_words, random_vectors
@@ -104,6 +104,7 @@ def run_training(training: Training, data_dir: str | None) -> None:
     # One bar over all trainings is what a person wants to see, not one for every file that a training writes.
     transformers_logging.disable_progress_bar()
     logging.getLogger("simcse").setLevel(logging.ERROR)
+    GlobalHydra.instance().clear()  # with one process this is the reproduction's own, whose configuration is read
     with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
         cfg = hydra.compose("config", list(training.overrides))
     cfg.output_dir, cfg.eval.data_dir = str(training.folder), data_dir
@@ -111,33 +112,13 @@ def run_training(training: Training, data_dir: str | None) -> None:
         train(cfg)
 
 
-def _start_worker() -> None:
-    """One thread, and no life after the parent: workers of a killed reproduction would go on training unseen."""
-    import torch
-
-    torch.set_num_threads(1)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    multiprocessing.parent_process().join()
-    os._exit(1)
-
-
 def run_all(todo: list[Training], processes: int, data_dir: str | None) -> None:
     """Run the trainings, `processes` at a time, each in a process of one thread. Raises the first InputError."""
-    # Set before the children import torch: a set_num_threads afterwards leaves idle threads that spin on the cores.
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(processes, mp_context=context, initializer=_start_worker) as pool:
-        running = {pool.submit(run_training, training, data_dir): training for training in todo}
-        progress = tqdm(as_completed(running), total=len(running), desc="trainings", unit="run")
-        for done in progress:
-            error = done.exception()
-            if error is not None:
-                pool.shutdown(cancel_futures=True)
-                raise error
-            progress.set_postfix_str(f"{running[done].cell}, seed {running[done].seed}")
+    progress = tqdm(total=len(todo), desc="trainings", unit="run")
+    with progress:
+        for number, _ in spread(partial(run_training, data_dir=data_dir), todo, processes):
+            progress.set_postfix_str(f"{todo[number].cell}, seed {todo[number].seed}")
+            progress.update()
 
 
 class Looks:
