@@ -64,6 +64,8 @@ def evaluate(
         InputError: no samples, an unknown choice, demonstrations without splits or fewer than asked for.
     """
     _refuse_nonsense(task, samples, splits, num_demos, demos, calibration)
+    if journal is not None and not isinstance(model, Generator):
+        raise InputError(f"journal={journal}: answers of a model in memory are not kept, its weights may change")
     model_type = model_type or getattr(getattr(model, "config", None), "model_type", None)
     encoder = Encoder(task, tokenizer, bos=bos, max_length=max_length, model_type=model_type)
     sets: Sequence[Sequence[Sample]] = [()] * len(samples)

@@ -4,13 +4,14 @@
     house-choice      a made-up beginning and two remarks, one of which agrees with it
     house-answer      a made-up passage of one or two opinions and a question about one of them: the answer is generated
 
-The last two are put together from the lists of lm-bff/data/opinions.yaml. A sentence of these is not in the text that
-the tiny causal language model reads: what is drawn for one is refused by the other (`is_held_out`).
+The last two are put together from the lists of lm-bff/data/opinions.yaml, "the soup was cold". One such clause in five
+is the tasks' own: they are made of these only, and the tiny causal language model reads none of them.
 """
 
 from __future__ import annotations
 
 import random
+import re
 import zlib
 from collections.abc import Mapping
 from functools import cache
@@ -23,7 +24,8 @@ from lm_bff.offline_tasks import DATA, test_and_pool
 from shared import InputError
 
 NUMBERS = {"train": 700, "validation": 300}
-HELD_OUT = 5  # one in so many made-up sentences belongs to the tasks, the others to the tiny model's text
+HELD_OUT = 5
+CLAUSE = re.compile(r"the \S+ was \S+")
 QUESTION = "how was {subject} ?"
 VERDICTS = {"negative": "terrible", "positive": "great"}
 
@@ -40,9 +42,9 @@ def lists() -> dict[str, Any]:
     }
 
 
-def is_held_out(text: str) -> bool:
-    """Whether a made-up sentence is the tasks' (else it is the tiny model's): a matter of the sentence alone."""
-    return zlib.crc32(text.encode()) % HELD_OUT == 0
+def held_out(text: str) -> list[bool]:
+    """For each clause of a text whether it is the tasks', else it is the tiny model's: a matter of the clause."""
+    return [zlib.crc32(clause.encode()) % HELD_OUT == 0 for clause in CLAUSE.findall(text)]
 
 
 def passage(draw: random.Random) -> tuple[str, str, str]:
@@ -90,7 +92,7 @@ def _drawn(kind: Any, split: str) -> list[tuple[str, str, str]]:
     found: dict[str, tuple[str, str, str]] = {}
     while len(found) < sum(NUMBERS.values()):
         one = kind(draw)
-        if is_held_out(one[0]):
+        if all(held_out(one[0])):
             found.setdefault(one[0], one)
     rows = list(found.values())
     return rows[: NUMBERS["train"]] if split == "train" else rows[NUMBERS["train"] :]

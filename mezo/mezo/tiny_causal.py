@@ -35,7 +35,7 @@ from transformers import (
 
 from lm_bff.offline_tasks import opinions, sentiment_rows
 from lm_bff.tiny_text import without
-from mezo.offline_tasks import agreement, is_held_out, passage
+from mezo.offline_tasks import agreement, held_out, passage
 from mezo.tasks import get_task
 from shared import InputError, hub
 
@@ -60,14 +60,15 @@ class TinyCausal:
     hidden_size: int = 96
     num_attention_heads: int = 4
     max_positions: int = 512
-    steps: int = 700
-    batch_size: int = 32
-    length: int = 64
+    steps: int = 500
+    batch_size: int = 10
+    length: int = 192
     lr: float = 3e-3
     wrong: float = 0.25
     clean: float = 0.6
     answer_weight: float = 10.0
-    texts: int = 6000
+    opinions: int = 12_000
+    other_texts: int = 4000
     seed: int = 42
 
 
@@ -106,20 +107,22 @@ def training_texts(settings: TinyCausal, wrong: float = 0.0) -> list[tuple[str, 
     """(prompt, answer) pairs in the tasks' own templates; the part `wrong` of the answers is the opposite one."""
     draw = random.Random(settings.seed)
     own = [text for pair in sentiment_rows() for text in pair]
-    labelled = opinions(settings.texts)
+    labelled = opinions(settings.opinions)
     labelled = [labelled[number] for number in without([text for text, _ in labelled], own)]
     found: list[tuple[str, str]] = []
     sentiment, answer = get_task("house-sentiment"), get_task("house-answer")
     for text, label in labelled:
+        if any(held_out(text)):
+            continue
         sample = sentiment.sample({"sentence": text, "label": label}, "opinion")
         found.append((sentiment.encode(sample), sample.candidates[_wrong(draw, label, wrong)]))
-    for _ in range(settings.texts):
+    for _ in range(settings.other_texts):
         beginning, right, other = agreement(draw)
-        if not is_held_out(beginning):
+        if not any(held_out(beginning)):
             found.append((f"{beginning} ".rstrip(" "), " " + (right, other)[_wrong(draw, 0, wrong)]))
-    for _ in range(settings.texts):
+    for _ in range(settings.other_texts):
         text, question, right = passage(draw)
-        if not is_held_out(text):
+        if not any(held_out(text)):
             said = ("terrible", "great")[_wrong(draw, int(right == "great"), wrong)]
             sample = answer.sample({"passage": text, "question": question, "answers": [said]}, "passage")
             found.append((answer.encode(sample), answer.verbalise(sample, said).removeprefix(answer.encode(sample))))

@@ -167,6 +167,7 @@ def test_evaluation_leaves_the_training_state_alone(tiny_models, tiny_tokenizer)
         ({"demos": "own"}, "demos='own' is unknown: choose per_item, shared"),
         ({"calibration": "pmi"}, "calibration='pmi' is unknown"),
         ({"samples": []}, "no example to evaluate"),
+        ({"journal": "answers.jsonl"}, "answers of a model in memory are not kept"),
         ({"task": get_task("squad"), "calibration": "sfc"}, "task squad is generated; only candidates are calibrated"),
     ],
 )

@@ -11,6 +11,7 @@ from transformers import OPTConfig, OPTForCausalLM
 
 from mezo import MeZO
 from mezo.encoding import Encoded
+from mezo.modes import Mode, attach, trainable
 from mezo.objectives import objective_for
 from mezo.scoring import candidate_scores, hidden_at_options, lay_out, refuse_unsupported
 from mezo.tasks import get_task
@@ -118,6 +119,23 @@ def test_gradients_are_those_of_one_pass_per_candidate(tiny_models, tiny_tokeniz
     ]
     one, other = (torch.autograd.grad(loss, list(model.parameters())) for loss in losses)
     assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(one, other, strict=True))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("mode", ["lora", "prefix"])
+@torch.no_grad()
+def test_adapters_and_prefixes_are_seen_by_every_branch(tiny_models, tiny_tokenizer, family, mode):
+    model = copy.deepcopy(tiny_models[family])
+    attach(model, Mode(kind=mode, prefix_init="random"))
+    encoded = objective_for(get_task("copa"), tiny_tokenizer, kind="candidates").encode(choices())
+    before = one_by_one(tiny_models[family], encoded)
+    for _, p in trainable(model):
+        p.add_(torch.randn(p.shape, generator=torch.Generator().manual_seed(2)) * 0.3)
+    expected = one_by_one(model, encoded)
+    assert not torch.allclose(expected[0], before[0], atol=1e-3)
+    for layout in ("rows", "packed"):
+        for found, one in zip(candidate_scores(model, lay_out(encoded, layout=layout)), expected, strict=True):
+            assert torch.allclose(found, one, atol=1e-5)
 
 
 def test_one_token_options_run_the_prompt_once(tiny_tokenizer):
