@@ -7,7 +7,8 @@ no prompt  a new classification head (lm_bff.model.FineTuneModel): what MeZO can
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -68,6 +69,24 @@ def capped(task: Task, examples: Sequence[Example], count: int) -> list[Example]
         draw.shuffle(order)
         return [examples[number] for number in order[:count]]
     return [examples[number] for number in draw.choice(len(examples), count, replace=False)]
+
+
+def release_seeds(examples: int, batch_size: int, seed: int = 42) -> Callable[[], int]:
+    """The seeds of the release's medium runs, for `MeZO(seeds=...)`: one per step, as long as no dev set is measured.
+
+    There they come from numpy's global generator, which every fetched training example takes a permutation of the
+    other examples from, although prompts without demonstrations do not use it; so the large models' runs, which fetch
+    nothing that way, have other seeds.
+    """
+    draw = np.random.RandomState(seed)
+    fetched = itertools.cycle([min(batch_size, examples - start) for start in range(0, examples, batch_size)])
+
+    def next_seed() -> int:
+        for _ in range(next(fetched)):
+            draw.permutation(examples - 1)
+        return int(draw.randint(1_000_000_000))
+
+    return next_seed
 
 
 class MediumEncoder:

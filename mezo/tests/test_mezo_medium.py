@@ -13,7 +13,7 @@ from lm_bff.model import Pretrained
 from lm_bff.tasks import TASKS, get_task
 from lm_bff.tiny import train_tokenizer
 from mezo import MeZO
-from mezo.medium import MediumEncoder, capped, medium_splits
+from mezo.medium import MediumEncoder, capped, medium_splits, release_seeds
 from mezo.objectives import masked_loss
 from shared import InputError
 
@@ -131,6 +131,16 @@ def test_limits_of_the_paper_are_kept(pretrained):
     assert rte.builder.max_length == pretrained.max_positions  # fewer than the paper's 256
     snli = {"contradiction": "great", "entailment": "terrible", "neutral": "soup"}
     assert MediumEncoder(pretrained, replace(TASKS["snli"], mapping=snli)).builder.first_sent_limit is None
+
+
+def test_seeds_are_those_of_the_releases_medium_runs():
+    """SST-2 16-13, batches of 8, seed 42; MeZO goes through them as a stream of its own."""
+    seeds = release_seeds(32, 8)
+    assert [seeds() for _ in range(4)] == [980181758, 283627673, 248523535, 626709785]
+    net = torch.nn.Linear(2, 1)
+    optimizer = MeZO(net.named_parameters(), lr=0.0, seeds=release_seeds(32, 8))
+    optimizer.step(lambda: net(torch.ones(1, 2)).sum())
+    assert optimizer.last.seed == 980181758
 
 
 def test_the_test_set_is_capped_as_the_release_caps_it():
