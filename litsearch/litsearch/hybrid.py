@@ -6,7 +6,8 @@
     score(paper) = sum over lists of weight / (k + rank of the paper in the list)
 
 Ranks are all it needs, so scores of different kinds need not be made comparable. k = 60 as in the paper that proposed
-it. A paper beyond a list's depth gets nothing from it; ties are broken by ascending position.
+it. A paper beyond a list's depth gets nothing from it, nor does one that a retriever scores zero; ties are broken by
+ascending position.
 """
 
 from __future__ import annotations
@@ -44,6 +45,21 @@ def fuse(lists: Sequence[Sequence[int]], weights: Sequence[float] | None = None,
         for rank, item in enumerate(ranked, start=1):
             scores[item] = scores.get(item, 0.0) + weight / (k + rank)
     return scores
+
+
+def fuse_scored(
+    lists: Sequence[tuple[Sequence[int], Sequence[float] | None]], weights: Sequence[float] | None = None, k: float = K
+) -> dict[int, float]:
+    """As `fuse`, of (ranked items, their scores); an item whose score is zero gets nothing from that list.
+
+    A score of zero is no match: such items stand in the order of the corpus, and their rank says nothing.
+    """
+    matched = [
+        items if scores is None else [item for item, score in zip(items, scores, strict=True) if score != 0]
+        for items, scores in lists
+    ]
+    unmatched = dict.fromkeys((item for items, _ in lists for item in items), 0.0)
+    return unmatched | fuse(matched, weights, k)
 
 
 def best(scores: Mapping[int, float], limit: int) -> list[tuple[int, float]]:
@@ -93,12 +109,12 @@ class HybridRetriever:
     def search(self, queries: Sequence[str], k: int) -> tuple[np.ndarray, np.ndarray]:
         check_search(queries, k, self._keys)
         depth = min(self._keys, max(k, self.depth))
-        found = [retriever.search(queries, depth)[0] for retriever in self.parts.values()]
+        found = [retriever.search(queries, depth) for retriever in self.parts.values()]
         positions = np.empty((len(queries), k), np.int64)
         scores = np.empty((len(queries), k), np.float32)
         for row in range(len(queries)):
-            fused = best(fuse([part[row].tolist() for part in found], self.weights, self.k), k)
-            positions[row], scores[row] = zip(*fused, strict=True)
+            lists = [(ranked[row].tolist(), part_scores[row].tolist()) for ranked, part_scores in found]
+            positions[row], scores[row] = zip(*best(fuse_scored(lists, self.weights, self.k), k), strict=True)
         return positions, scores
 
     def metadata(self) -> dict[str, Any]:
@@ -182,9 +198,11 @@ def fuse_runs(
         missing = [run.system for run, by_query in zip(runs[1:], others, strict=True) if record.query not in by_query]
         if missing or any(len(by_query) != len(first) for by_query in others):
             raise InputError(f"runs: {first.system} and the others do not answer the same questions")
-        ranked = [record.retrieved, *(by_query[record.query].retrieved for by_query in others)]
-        positions = [[corpus.position(corpusid) for corpusid in found[:depth]] for found in ranked]
-        fused = best(fuse(positions, weights, k), top_k)
+        found = [record, *(by_query[record.query] for by_query in others)]
+        lists = [
+            (list(map(corpus.position, one.retrieved[:depth])), one.scores and one.scores[:depth]) for one in found
+        ]
+        fused = best(fuse_scored(lists, weights, k), top_k)
         retrieved = [corpus.papers[position].corpusid for position, _ in fused]
         records.append(RunRecord(record.query, retrieved, [score for _, score in fused]))
     about = {

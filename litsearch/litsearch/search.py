@@ -12,6 +12,7 @@ parentheses a meaning, never sees it. A question that looks like a setting is gi
 from __future__ import annotations
 
 import json
+import logging
 import re
 import sys
 import time
@@ -112,6 +113,7 @@ def run(cfg: DictConfig, questions: Sequence[str], console: Console | None = Non
     for number, question in enumerate(questions, start=1):
         if not question.strip():
             raise InputError(f"question {number} of {len(questions)} is empty; ask in a few words")
+    log_to_stderr()
     library = library_of(cfg)
     for number, question in enumerate(questions):
         started = time.perf_counter()
@@ -121,6 +123,14 @@ def run(cfg: DictConfig, questions: Sequence[str], console: Console | None = Non
             print(json.dumps(answer(question, hits, seconds, cfg.snippet)), flush=True)
         else:
             show(question, hits, library, cfg.snippet, console or Console(), first=number == 0)
+
+
+def log_to_stderr() -> None:
+    """Leave standard output to the answers; only warnings are said at all."""
+    for handler in logging.getLogger().handlers:
+        if isinstance(handler, logging.StreamHandler) and handler.stream is sys.stdout:
+            handler.setStream(sys.stderr)
+            handler.setLevel(logging.WARNING)
 
 
 def library_of(cfg: DictConfig) -> Library:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from litsearch.hybrid import HybridRetriever, best, fuse, fuse_files
+from litsearch.hybrid import HybridRetriever, best, fuse, fuse_files, fuse_scored
 from litsearch.keys import Keys
 from litsearch.retrievers import Retriever, make_retriever
 from litsearch.runs import Run, RunRecord, read_run, run_metadata, write_run
@@ -35,13 +35,23 @@ def hybrid(corpus) -> HybridRetriever:
 def test_a_hybrid_is_a_retriever_that_fuses_its_parts(hybrid, queries):
     assert isinstance(hybrid, Retriever)
     questions = [query.query for query in queries]
-    lists = [part.search(questions, 6)[0] for part in hybrid.parts.values()]
+    lists = [part.search(questions, 6) for part in hybrid.parts.values()]
     positions, scores = hybrid.search(questions, 4)
     for row in range(len(questions)):
-        expected = best(fuse([found[row].tolist() for found in lists]), 4)
+        expected = best(fuse([found[row][scored[row] != 0].tolist() for found, scored in lists]), 4)
         assert positions[row].tolist() == [item for item, _ in expected]
         np.testing.assert_allclose(scores[row], [score for _, score in expected], rtol=1e-6)
     assert (positions.dtype, scores.dtype) == (np.int64, np.float32)
+
+
+def test_what_has_no_word_of_the_question_gets_nothing_from_the_retriever_by_words():
+    assert fuse_scored([([0, 1, 2], [0.0, 0.0, 0.0]), ([2, 1, 0], [0.5, 0.1, -0.3])], k=0) == {2: 1, 1: 1 / 2, 0: 1 / 3}
+    assert fuse_scored([([4, 5], None), ([5, 4], [2.0, 0.0])], k=0) == {4: 1, 5: 1.5}
+    retriever = HybridRetriever(parts=PARTS)
+    retriever.index(["cats", "dogs", "trees", "of the"])
+    positions, _ = retriever.search(["of the"], 4)  # stop words: nothing for BM25
+    np.testing.assert_array_equal(positions, retriever.parts["dense"].search(["of the"], 4)[0])
+    assert positions[0, 0] == 3
 
 
 def test_a_stream_of_keys_is_read_once(corpus, queries):

@@ -180,6 +180,20 @@ def test_json_holds_what_the_terminal_shows(ask, index):
     assert second == {"question": "zebra", "seconds": second["seconds"], "results": []}
 
 
+def test_nothing_but_answers_goes_to_standard_output(ask, index, capsys):
+    import logging
+
+    handler = logging.StreamHandler(sys.stdout)  # what Hydra sets up
+    logging.getLogger().addHandler(handler)
+    try:
+        first = ask(["passages"], f"index={index}", "output=json")
+        logging.getLogger("litsearch").warning("half of the vectors are zero")
+    finally:
+        logging.getLogger().removeHandler(handler)
+    json.loads(first)
+    assert capsys.readouterr() == ("", "half of the vectors are zero\n")
+
+
 def test_nothing_found_is_said(ask, index):
     assert "nothing: no paper of 4 has a word of it" in ask(["zebra"], f"index={index}")
     assert "nothing" in ask(["?!"], f"index={index}")
