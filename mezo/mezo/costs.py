@@ -6,8 +6,8 @@
                     longer ones share the prompt, so a batch is counted as its prompts once
     MeZO traffic    per trained parameter, in units of its type: 2 per evaluation (read theta, write theta + eps z to
                     the scratch that the forward pass reads in its place) and 2 for the update (read, write)
-    Adam step       6 x N per token; mixed precision holds 16 bytes per trained parameter (fp32 weight, gradient, two
-                    moments) and 2 for the copy in half precision
+    Adam step       6 x N per token; gradient and two moments, 12 bytes per trained parameter, and 4 more for fp32
+                    weights beside those in half precision
     memory          weights x bytes, the trained parts' extra, activations: one layer's working set where nothing is
                     kept for a backward pass, 34 bytes x hidden per token and layer where it is (Korthikanti et al.,
                     2022)
@@ -99,9 +99,9 @@ def step_memory(model: Dimensions, mode: str, trainer: str, tokens: int, weight_
             largest = max(model.vocab_size * model.hidden, 4 * model.hidden**2) if mode == "full" else 0
             scratch = largest * weight_bytes
         return weights + scratch + WORKING_SET * tokens * model.hidden
-    states = {"adam": 16, "sgd": 8}.get(trainer)
-    if states is None:
+    if trainer not in ("adam", "sgd"):
         raise InputError(f"trainer={trainer}: choose none, lp, zo, adam or sgd")
+    states = {"adam": 12, "sgd": 4}[trainer] + (0 if weight_bytes == 4 else 4)  # half precision: an fp32 copy too
     return weights + trained * states + BACKWARD_BYTES * tokens * model.hidden * model.layers
 
 
