@@ -14,17 +14,17 @@ from litsearch.runs import Run
 from litsearch.significance import paired_difference
 
 DEPTHS = (5, 10, 20, 50, 100, 200)
-# The small corpus of the sheet's check values: rank-bm25 over NLTK's tokens, and random word vectors.
+# Papers and questions of the small corpus, for which paper.yaml has reference values.
 REFERENCE_SIZE = (7636, 136)
-REFERENCE_METRICS = {"R@5": "R@5", "R@20": "R@20", "released_nDCG@10": "released_nDCG@10", "nDCG@10": "nDCG@10"}
+REFERENCE_METRICS = ("R@5", "R@20", "released_nDCG@10", "nDCG@10")
 
 
 def reference_values(groups: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
-    """A run's values in the columns of the reference table (paper.yaml, `mini`): percent, over all questions."""
+    """A run's values in the columns of the reference table (paper.yaml, `mini`): percent, to its four decimals."""
     return {
-        f"{breadth}_{name}": groups[f"avg_{breadth}"][metric]
+        f"{breadth}_{metric}": round(float(groups[f"avg_{breadth}"][metric]), 4)
         for breadth in ("broad", "specific")
-        for name, metric in REFERENCE_METRICS.items()
+        for metric in REFERENCE_METRICS
     }
 
 

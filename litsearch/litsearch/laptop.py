@@ -11,6 +11,7 @@ from typing import Any
 from omegaconf import DictConfig
 from rich.console import Console
 
+from litsearch.data import fingerprint_queries
 from litsearch.locations import Benchmark, open_benchmark
 from litsearch.part_work import ENCODER
 from litsearch.parts import Part
@@ -49,8 +50,14 @@ class Plan:
     prompting: str | None = None
 
     def add(self, name: str, work: str, bench: Bench, shown: bool = False, **more: Any) -> str:
-        corpus = bench.benchmark.corpus.fingerprint
-        self.parts.append(Part(name, work, bench.data, made_with=(corpus, KEY, *more.pop("made_with", ())), **more))
+        benchmark = bench.benchmark
+        made_with = (
+            benchmark.corpus.fingerprint,
+            fingerprint_queries(benchmark.queries),
+            KEY,
+            *more.pop("made_with", ()),
+        )
+        self.parts.append(Part(name, work, bench.data, made_with=made_with, **more))
         if shown:
             self.shown.append(name)
         return name
@@ -112,13 +119,13 @@ def make_plan(cfg: DictConfig, bench: Bench, cited: Bench, console: Console) -> 
             add_simcse(cfg, plan, bench, console)
         else:
             add_retriever(cfg, plan, bench, name)
+    if cfg.prompting.run:  # an engine that starts takes long as well
+        add_prompting(cfg, plan, bench)
     if cfg.hybrid:
         plan.add("hybrid", "hybrid", bench, True, options={"top_k": cfg.top_k}, needs=tuple(cfg.hybrid))
     for flavour in cfg.rerank.flavours:
         add_rerank(plan, bench, cfg.rerank.first, flavour, cfg.rerank.max_k, shown=True)
     add_onehop(cfg, plan, bench, cited)
-    if cfg.prompting.run:
-        add_prompting(cfg, plan, bench)
     plan.shown.sort(key=shown_order(cfg))
     return plan
 

@@ -39,9 +39,9 @@ log = logging.getLogger(__name__)
 class Part:
     """One unit of work.
 
-    name: its folder. work: one of `litsearch.part_work.WORK`. data: overrides of the `data` group. options: of the
-    work, JSON values. needs: names of parts whose runs it reads. made_with: what else decides the result (the corpus's
-    fingerprint, a model's). all_cores: it keeps every core busy by itself.
+    name: its folder. work: one of `litsearch.part_work.WORK`. data: overrides of the `data` group; where papers lie,
+    which decides nothing. options: of the work, JSON values. needs: names of parts whose runs it reads. made_with: what
+    else decides the result (fingerprints of corpus, questions, a model). all_cores: it keeps every core busy by itself.
     """
 
     name: str
@@ -66,7 +66,7 @@ def digests(parts: Sequence[Part]) -> dict[str, str]:
     """What each part is made from, those it needs included, as a sha256. Needs stand before what needs them."""
     found: dict[str, str] = {}
     for part in parts:
-        made_from = [part.work, part.data, part.options, part.made_with, [found[name] for name in part.needs]]
+        made_from = [part.work, part.options, part.made_with, [found[name] for name in part.needs]]
         found[part.name] = hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()
     return found
 
