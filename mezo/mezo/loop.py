@@ -11,6 +11,7 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from mezo.optimizer import MeZO
 from mezo.preflight import check_model, check_response
 from mezo.problem import Problem
 from mezo.progress import BatchOrder, JsonLines, Pace, best_step, evaluation_steps
+from mezo.scales import block_scales
 from mezo.step_statistics import SwallowedUpdates, length_of_move, length_of_weights, summary
 from mezo.trajectory import Step, recorded_steps
 from shared import InputError
@@ -90,6 +92,7 @@ class ZeroOrderTraining:
         self.evaluations = JsonLines(folder / EVALUATIONS, self.rank == 0)
         self.lines = JsonLines(folder / STEPS, self.rank == 0)
         self.pace = Pace()
+        self.scales: list[float] | None = None
 
     # ---------------------------------------------------------------------------------------------------- one process
 
@@ -98,8 +101,13 @@ class ZeroOrderTraining:
         cfg, path = self.cfg, self.folder / TRAJECTORY
         self.problem.model.eval()
         check_model(self.problem.model)
+        if cfg.zo.scale_by is not None:  # from the base weights, so a resumed run finds the same
+            loss = partial(self.problem.loss, self.problem.prepare(self.order.rows(0)))
+            self.scales = block_scales(cfg.zo.scale_by, self.named, lambda: loss()[0], float(cfg.eps), cfg.zo.rng)
         self.measure_what_is_missing(path)
+        before = self.last_loss(path) if cfg.zo.one_point else None
         optimizer = self.optimizer(path)
+        optimizer.loss_before = before
         resumed = optimizer.steps_done
         self.lines.keep_until(resumed)
         self.evaluations.keep_until(resumed)
@@ -137,11 +145,13 @@ class ZeroOrderTraining:
             raise InputError(f"zo.n_schedule={schedule}: give constant or linear")
         if schedule == "linear" and isinstance(zo["n"], int) and zo["n"] > 0:
             zo["n"] = LinearSamples(zo["n"], cfg.steps)
-        betas = zo.pop("betas")
+        betas, _ = zo.pop("betas"), zo.pop("scale_by")
+        scale_rule = zo.pop("scale_rule")
         exact = zo.get("restore") != "inplace"
         return MeZO(
             self.problem.model.named_parameters(), float(cfg.lr), float(cfg.eps), weight_decay=float(cfg.weight_decay),
             model=self.problem.model if exact else None, seed=cfg.seed, betas=tuple(betas) if betas else None, **zo,
+            scales=self.scales, scales_rule=scale_rule,
             trajectory=trajectory, base=str(cfg.model), about=self.about,
             process_group="default" if self.processes > 1 else None,
         )  # fmt: skip
@@ -234,6 +244,19 @@ class ZeroOrderTraining:
         """The trajectory's records of the first `step` steps, which may have several each."""
         samples = self.replayer().n
         return recorded_steps(path)[: sum(max(1, int(samples(k))) for k in range(step))]
+
+    @torch.no_grad()
+    def last_loss(self, path: Path) -> float | None:
+        """one_point: the loss of the last recorded step, evaluated again; None before the first."""
+        recorded = recorded_steps(path) if path.exists() else []
+        if not recorded:
+            return None
+        player = self.replayer()
+        player.apply_recorded(recorded[:-1])
+        try:
+            return player._losses(self.closure(len(recorded) - 1), recorded[-1].seed, [player._scaled(player.eps)])[0]
+        finally:
+            self.base.restore()
 
     def measure_what_is_missing(self, path: Path) -> None:
         """Dev scores of recorded steps that evaluations.jsonl lacks (it was lost, or the kill came before its line)."""

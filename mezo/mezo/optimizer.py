@@ -53,7 +53,8 @@ class MeZO(torch.optim.Optimizer):
         sign, clip: the sign of the projected gradient in its place; a limit on its size.
         layers: regular expressions, one group per step in turn (layer-wise perturbation). mask: elements that may move.
         scales: one d per parameter: perturb by eps z / d and update by g d z ("variance") or g z ("expectation"),
-            appendix B, Definitions 6 and 7. one_point: Definition 8, one evaluation per step.
+            appendix B, Definitions 6 and 7. one_point: Definition 8, one evaluation per step; a run that goes on
+            from a trajectory is given `loss_before`.
         rounding: "nearest" or "stochastic" for fp16 and bf16 weights; master: keep fp32 weights beside them.
         trajectory: file that records every step (`mezo.trajectory`); what it holds already is applied at once.
         base, about: name of the base model, and plain values about the run, for the trajectory's header.
@@ -118,11 +119,12 @@ class MeZO(torch.optim.Optimizer):
         self.options = {
             "eps": eps, "restore": restore, "n": n if isinstance(n, int) else "a function", "momentum": momentum,
             "betas": betas and list(betas), "moments": moments, "layers": layers and list(layers),
-            "scales": self.scales, "scales_rule": scales_rule, "rounding": rounding, "master": master,
+            "scales": self.scales, "scales_rule": scales_rule, "one_point": one_point, "rounding": rounding,
+            "master": master,
         }  # fmt: skip
         self.steps_done, self.estimates, self.evaluations = 0, 0, 0
         self.last: Step | None = None
-        self._loss_before: float | None = None
+        self.loss_before: float | None = None
         self._recent: deque[float] = deque(maxlen=100)
         self.writer: Writer | None = None
         if trajectory is not None:
@@ -138,6 +140,8 @@ class MeZO(torch.optim.Optimizer):
         """
         if self.check and self.steps_done == 0:
             self._check_closure(closure)
+        if self.one_point and self.steps_done and self.loss_before is None:
+            raise InputError("one_point goes on with the loss of the step before, which no file holds: set loss_before")
         estimates = self._estimates()
         lr = float(self.param_groups[0]["lr"])
         found = [self._estimate(closure) for _ in range(estimates)]
@@ -160,8 +164,8 @@ class MeZO(torch.optim.Optimizer):
         up = self._scaled(self.eps)
         if self.one_point:
             plus = self._losses(closure, seed, [up])[0]
-            before = plus if self._loss_before is None else self._loss_before
-            gradient, self._loss_before = (plus - before) / self.eps, plus
+            before = plus if self.loss_before is None else self.loss_before
+            gradient, self.loss_before = (plus - before) / self.eps, plus
         else:
             plus, minus = self._losses(closure, seed, [up, self._scaled(-self.eps)])
             gradient = projected_gradient(plus, minus, self.eps)
@@ -235,8 +239,8 @@ class MeZO(torch.optim.Optimizer):
 
     def _open(self, path: Path, base: str, about: dict[str, Any] | None) -> None:
         """Start or continue a trajectory: what the file holds is applied to the weights as they are now."""
-        if self.mask is not None or self.one_point:
-            raise InputError("trajectory: a mask or one_point cannot be replayed from the file; leave them out")
+        if self.mask is not None:
+            raise InputError("trajectory: a mask cannot be replayed from the file; leave it out")
         header: Header = describe(
             self.named, base, self.rng, weight_decay=self.weight_decay, decayed=self.decayed, update=self.rule,
             extra=self.options | {"about": about or {}},
@@ -269,8 +273,9 @@ class MeZO(torch.optim.Optimizer):
         plain = self.rule == "sgd"
         while whole + (count := self._estimates()) <= len(steps) and whole < len(steps):
             some = () if plain else steps[whole : whole + count]
+            signs = (1,) if self.one_point else (1, -1)
             for step in some if self.restore == "inplace" else ():  # its rounding errors are part of the weights
-                self._losses(lambda: 0.0, step.seed, [self._scaled(self.eps), self._scaled(-self.eps)])
+                self._losses(lambda: 0.0, step.seed, [self._scaled(sign * self.eps) for sign in signs])
             for step in some:
                 self._apply(step)
             whole, self.steps_done = whole + count, self.steps_done + 1

@@ -190,6 +190,8 @@ def finish(problem: Problem, outcome: Outcome, cfg: DictConfig, folder: Path, ru
         if name == "test" or problem.splits.dev:
             run.metrics[name] = problem.dev() if name == "dev" else problem.test()
     run.metrics |= {"task": problem.task.name, "metric": problem.metric, "best_step": outcome.best_step}
+    names = ("trainer", "lr", "eps", "batch_size", "steps", "weight_decay", "seed")
+    run.metrics["settings"] = {name: cfg[name] for name in names} | {"mode": cfg.mode.kind, "model": str(cfg.model)}
     if outcome.metrics:
         run.metrics["training"] = outcome.metrics
     if cfg.save_trained and cfg.trainer not in ("none", "lp"):

@@ -67,15 +67,20 @@ def test_the_tested_weights_are_those_of_the_best_dev_step(configure, opt_folder
     assert same(weights(best), weights(short))
 
 
-@pytest.mark.parametrize("zo", ["plain", "release", "n_spsa", "adam"])
+KINDS_OF_STEPS = (
+    "zo=plain", "zo=release", "zo=n_spsa", "zo=adam", "zo.one_point=true", "zo.scale_by=parameter_norm mode=full",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("zo", KINDS_OF_STEPS)
 def test_a_run_goes_on_from_its_trajectory_alone(configure, opt_folder, tmp_path, zo):
     """Everything but the file of scalars is deleted, and its last records too: same file, dev scores and weights."""
-    same_run = ("task=house-sentiment", f"model={opt_folder}", "mode=lora", "steps=6", f"zo={zo}", "lr=0.01")
+    same_run = ("task=house-sentiment", f"model={opt_folder}", "mode=lora", "steps=6", "lr=0.01", *zo.split())
     whole = train(configure(*same_run, f"output_dir={tmp_path / 'whole'}"))
     cut = tmp_path / "cut"
     cut.mkdir()
     recorded = (whole / "trajectory.mzt").read_bytes()
-    records = 6 * (4 if zo == "n_spsa" else 1)
+    records = 6 * (4 if zo == "zo=n_spsa" else 1)
     begin = len(recorded) - 24 * records
     (cut / "trajectory.mzt").write_bytes(recorded[: begin + 24 * (records * 5 // 6) + 7])
     train(configure(*same_run, f"output_dir={cut}"))

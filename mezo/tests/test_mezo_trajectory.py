@@ -178,9 +178,14 @@ def test_runs_of_every_kind_go_on_from_their_file(tiny_net, tmp_path, options):
 
 def test_what_scalars_alone_do_not_determine_has_no_trajectory(tiny_net, tmp_path):
     net, x, y = tiny_net
-    for options in ({"one_point": True}, {"mask": Mask.fixed([None] * 6)}):
-        with pytest.raises(InputError, match="a mask or one_point cannot be replayed"):
-            MeZO(net.named_parameters(), lr=1e-2, trajectory=tmp_path / "x.mzt", **options)
+    with pytest.raises(InputError, match="a mask cannot be replayed"):
+        MeZO(net.named_parameters(), lr=1e-2, trajectory=tmp_path / "x.mzt", mask=Mask.fixed([None] * 6))
+    start, _ = train(net, x, y, tmp_path / "one.mzt", steps=2, one_point=True)
+    net.load_state_dict(start)
+    options = {"model": net, "weight_decay": 0.1, "base": "tiny", "trajectory": tmp_path / "one.mzt"}
+    again = MeZO(net.named_parameters(), lr=1e-2, one_point=True, **options)
+    with pytest.raises(InputError, match="which no file holds: set loss_before"):
+        again.step(partial(net, x, y))
     train(net, x, y, tmp_path / "momentum.mzt", steps=2, momentum=0.9)
     with pytest.raises(InputError, match=r"belongs to another run \(.*update.* differ\)"):
         MeZO(net.named_parameters(), lr=1e-2, weight_decay=0.1, trajectory=tmp_path / "momentum.mzt", base="tiny")
