@@ -2,6 +2,7 @@
 
 import json
 import random
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -20,8 +21,9 @@ from shared.results import write_atomic
 PAPER = "mlm-masking"
 # Of every run: nothing is kept to go on from (a cell takes seconds), and one bar is enough.
 SILENT = ("optim.disable_tqdm=true", "+optim.save_strategy=no", "data_processes=1")
-CORPUS = ("data=corpus", "data.name=laptop-corpus", "data.max_bytes=2400000", "data.valid_percent=20")
-KINDS = ("description", "docs", "docstring")
+CORPUS_BYTES = 2_400_000
+CORPUS = ("data=corpus", "data.name=laptop-corpus", f"data.max_bytes={CORPUS_BYTES}", "data.valid_percent=20")
+WHERE_FROM = ("small_package", "large_package")
 LETTERS = 160  # of an offline document that is to be classified
 DEV_EXAMPLES = 900
 
@@ -143,36 +145,43 @@ def probes_of(cfg: DictConfig, folder: Path, text: Text, console: Console) -> Pr
 
 
 def _task(cfg: DictConfig, folder: Path, console: Console) -> dict[str, Any]:
-    """Own files, SST-2, or where it is not at hand the kinds of documents of the offline corpus."""
+    """Own files, SST-2, or where it is not at hand documents of the offline corpus, by package."""
     if cfg.probes.files is not None:
         return {"task": glue.load_task("file"), "files": tuple(Path(file).resolve() for file in cfg.probes.files)}
     task, size = glue.load_task("sst2"), cfg.probes.finetune.get("size") or 2000
     try:
         glue.load_data(task)
     except hub.NotAvailable:
-        console.print("SST-2 is not on this machine: kinds of documents of the offline corpus take its place.")
-        return {"task": offline_task("document_kind", KINDS), "files": write_document_kinds(folder, size)}
+        console.print("SST-2 is not on this machine: documents of the offline corpus take its place.")
+        return {"task": offline_task("package", WHERE_FROM), "files": write_documents(folder, size)}
     return {"task": task}
 
 
-def write_document_kinds(folder: Path, size: int, dev: int = DEV_EXAMPLES) -> tuple[Path, Path]:
-    """train.jsonl and dev.jsonl: the beginning of a document of the offline corpus, and which kind it is of.
+def write_documents(folder: Path, size: int, dev: int = DEV_EXAMPLES, max_bytes: int = CORPUS_BYTES) -> tuple:
+    """Paths of train.jsonl and dev.jsonl: how a document begins, and whether it is of one of the large packages.
 
-    As many of each kind; `size` to train on and `dev` to score, of different documents. What is written already is
-    left.
+    Large are the packages with the most documents, as few as hold half of all, so that the classes are about equal.
+    The documents are those of the text that the models are trained on, there without labels. At most `size` are to
+    train on and `dev` (at most a third of all) to score; none is on both sides. What is written already is left.
     """
-    paths = folder / "document_kinds" / "train.jsonl", folder / "document_kinds" / "dev.jsonl"
+    paths = folder / "documents" / "train.jsonl", folder / "documents" / "dev.jsonl"
     if all(path.is_file() for path in paths):
         return paths
-    each = -(-(size + dev) // len(KINDS))
+    documents = corpus.documents(max_bytes=max_bytes)
+    large: set[str] = set()
+    covered = 0
+    for package, count in Counter(document.package for document in documents).most_common():
+        if 2 * covered < len(documents):
+            large.add(package)
+            covered += count
     rows: dict[str, int] = {}
-    for label, kind in enumerate(KINDS):
-        for document in corpus.documents((kind,), each):
-            rows.setdefault(" ".join(document.text.split())[:LETTERS], label)
+    for document in documents:
+        begins = " ".join(f"{document.summary} {document.text}".split())[:LETTERS]
+        rows.setdefault(begins, int(document.package in large))
     examples = [{"sentence": text, "label": label} for text, label in rows.items()]
     random.Random(0).shuffle(examples)
-    parts = examples[dev:], examples[:dev]
-    for path, part in zip(paths, parts, strict=True):
+    dev = min(dev, len(examples) // 3)
+    for path, part in zip(paths, (examples[dev : dev + size], examples[:dev]), strict=True):
         write_atomic(path, "".join(json.dumps(row) + "\n" for row in part))
     return paths
 

@@ -11,7 +11,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from mlm_masking import findings
-from mlm_masking.laptop_plan import CORPUS, cells_of, check, text_overrides, write_document_kinds
+from mlm_masking.laptop_plan import CORPUS, cells_of, check, text_overrides, write_documents
 from mlm_masking.word_order import held_out_lines, order_pairs
 from shared import InputError
 from shared.paper import load_paper
@@ -154,11 +154,13 @@ def test_without_wikitext_the_offline_corpus_is_read(monkeypatch, tmp_path):
     assert text_overrides(OmegaConf.load(CONFIG), Console(quiet=True)) == list(CORPUS)
 
 
-def test_the_offline_task_has_every_kind_and_no_example_on_both_sides(tmp_path):
+def test_the_offline_task_has_both_classes_and_no_example_on_both_sides(tmp_path):
+    """From the beginning of the offline corpus alone."""
     train, dev = (
-        [json.loads(line) for line in path.read_text().splitlines()] for path in write_document_kinds(tmp_path, 30, 12)
+        [json.loads(line) for line in path.read_text().splitlines()]
+        for path in write_documents(tmp_path, 60, 12, max_bytes=100_000)
     )
-    assert {row["label"] for row in train} == {0, 1, 2} and len(dev) == 12
+    assert {row["label"] for row in train} == {0, 1} and len(dev) == 12 and 20 < len(train) <= 60
     assert not {row["sentence"] for row in train} & {row["sentence"] for row in dev}
 
 
