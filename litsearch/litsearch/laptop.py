@@ -206,7 +206,7 @@ def add_prompting(cfg: DictConfig, plan: Plan, bench: Bench) -> None:
     if backend == "auto":
         backend = "vllm" if importlib.util.find_spec("vllm") else "transformers"
     overrides = [f"llm={backend}", "model=tiny", f"max_k={cfg.prompting.max_k}", "llm.generator.dtype=float32"]
-    overrides += ["parser=strict", "max_tokens=200"]
+    overrides += ["max_tokens=200"]
     if backend == "vllm":  # a small engine that starts soon
         overrides += ["llm.generator.kv_cache_gib=1", "llm.generator.enforce_eager=true"]
     options = {"overrides": overrides, "questions": cfg.prompting.questions}

@@ -201,7 +201,7 @@ def report_prompting(result: Result, plan: Plan, console: Console) -> None:
     result.metrics["prompting"] = kept | {"backend": backend, "ranking_means_nothing": True}
     result.metrics["prompting"].pop("generator", None)
     console.print(
-        f"prompting path on {backend}: {about['questions']} questions, {about['replies']} replies, "
-        f"{about['complete']} of them complete, {about['unparsable']} unparsable; the model has learned the form of "
-        "the answers only, so its ranking means nothing and is not scored"
+        f"prompting path on {backend}: {about['questions']} prompts of {about['max_k']} papers, {about['replies']} "
+        f"replies, {about['complete']} of them name every paper once, {about['unparsable']} hold no number; the model "
+        "was made on the spot and knows nothing of papers, so its ranking means nothing and is not scored"
     )

@@ -8,8 +8,8 @@ Without it: documentation of what is installed here, with summary lines as quest
 (b) reranking BM25's first hundred with rerankers that know the answers: one that changes nothing, one without a fault
     (the ceiling of the candidates), one that errs;
 (c) one-hop expansion, on the documentation corpus where the papers at hand come without citations;
-(d) the prompting path on a real engine with a model of 100,000 parameters that has learned the form of the answers and
-    nothing else: its ranking means nothing.
+(d) the prompting path on a real engine with a model of 100,000 parameters made on the spot, which has learned the form
+    of short answers and nothing else: its ranking means nothing.
 
 No language model that could rerank, and no retriever of the paper's size, is at hand on a laptop. Parts are made once
 (`litsearch.parts`): a killed reproduction goes on where it was.
