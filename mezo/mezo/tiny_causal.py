@@ -43,7 +43,7 @@ log = logging.getLogger(__name__)
 
 FAMILIES = ("opt", "llama", "qwen2")
 SPECIAL_TOKENS = ["<s>", "<pad>", "</s>", "<unk>"]  # OPT's, at OPT's ids
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -61,14 +61,14 @@ class TinyCausal:
     num_attention_heads: int = 4
     max_positions: int = 512
     steps: int = 500
-    batch_size: int = 10
-    length: int = 192
+    batch_size: int = 32
+    length: int = 64
     lr: float = 3e-3
     wrong: float = 0.25
     clean: float = 0.6
     answer_weight: float = 10.0
-    opinions: int = 12_000
-    other_texts: int = 4000
+    opinions: int = 6000
+    other_texts: int = 6000
     seed: int = 42
 
 
