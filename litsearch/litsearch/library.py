@@ -75,6 +75,11 @@ class Library:
             "citations": bool(self._citing),
         }
 
+    def warm_up(self) -> None:
+        """Load the model of a dense retriever, which otherwise the first question waits for."""
+        if self.kind in ("dense", "hybrid"):
+            self.search("papers", 1)
+
     def search(self, question: str, k: int) -> list[Hit]:
         """The k best papers, best first; fewer where there are fewer.
 

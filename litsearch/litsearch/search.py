@@ -115,6 +115,7 @@ def run(cfg: DictConfig, questions: Sequence[str], console: Console | None = Non
             raise InputError(f"question {number} of {len(questions)} is empty; ask in a few words")
     log_to_stderr()
     library = library_of(cfg)
+    library.warm_up()
     for number, question in enumerate(questions):
         started = time.perf_counter()
         hits = library.search(question, cfg.k)
@@ -151,6 +152,7 @@ def serve(cfg: DictConfig, console: Console) -> None:
 
     check_port(cfg.port)
     page = SearchPage(library_of(cfg), (cfg.host, cfg.port), cfg.k, cfg.snippet, cfg.max_query)
+    page.library.warm_up()
     console.print(f"{len(page.library):,} papers; serving on {page.url} (Ctrl-C stops)", highlight=False)
     serve_until_stopped(page)
     console.print("stopped")
