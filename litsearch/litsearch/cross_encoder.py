@@ -27,7 +27,14 @@ from litsearch.keys import needs_full_paper, texts_of
 from litsearch.locations import Benchmark, open_benchmark
 from litsearch.reranked import check_output, input_digest, read_stage_input, reranked_run
 from litsearch.runs import Run, write_run
-from litsearch.transformer_embedder import BATCH_TOKENS, check_choice, check_count, length_batches, on_all_cores
+from litsearch.transformer_embedder import (
+    BATCH_TOKENS,
+    check_choice,
+    check_count,
+    length_batches,
+    on_all_cores,
+    quiet_loading,
+)
 from shared import InputError, hub
 from shared.generation.fingerprint import model_fingerprint
 from shared.launch import entrypoint
@@ -60,9 +67,10 @@ class CrossEncoder:
         check_choice("dtype", dtype, ("float32", "bfloat16", "float16", "auto"))
         path = hub.model_path(model, "litsearch")
         try:
-            loaded, report = AutoModelForSequenceClassification.from_pretrained(
-                path, dtype=dtype, trust_remote_code=False, output_loading_info=True
-            )
+            with quiet_loading():
+                loaded, report = AutoModelForSequenceClassification.from_pretrained(
+                    path, dtype=dtype, trust_remote_code=False, output_loading_info=True
+                )
         except (OSError, ValueError, KeyError, RuntimeError) as error:
             raise InputError(f"model={model!r} cannot be loaded: {str(error).strip().splitlines()[0]}") from None
         if missing := sorted(report["missing_keys"]):

@@ -76,6 +76,7 @@ class DenseRetriever:
     # ------------------------------------------------------------------------------------------------------- indexing
 
     def index(self, keys: Iterable[str]) -> None:
+        self.counts = dict.fromkeys(self.counts, 0)
         if self.folder is not None:
             self._index_on_disk(iter(keys))
             return
@@ -86,6 +87,7 @@ class DenseRetriever:
             self._count(not_finite, zero)
         if not stored:
             raise InputError("keys: there is nothing to index")
+        self._check_counts(sum(map(len, stored)))
         self._set(np.concatenate(stored))
 
     def _index_on_disk(self, keys: Iterator[str]) -> None:
@@ -95,6 +97,7 @@ class DenseRetriever:
             if not writer.rows:
                 raise InputError("keys: there is nothing to index")
             self._count(writer.not_finite, writer.zero)
+            self._check_counts(writer.rows)  # before it takes the place of another index
             writer.finish(self._about(writer.rows, writer.hidden))
         self._set(storage.open_array(self.folder, "vectors"))
 
@@ -102,16 +105,22 @@ class DenseRetriever:
         self.counts["not_finite"] += not_finite
         self.counts["zero"] += zero
 
-    def _set(self, vectors: np.ndarray) -> None:
+    def _check_counts(self, vectors: int) -> None:
         useless = sum(self.counts.values())
-        if useless >= len(vectors):
-            raise InputError(
-                f"{self.name}: all {len(vectors)} vectors are zero or not finite; the model is broken here"
-            )
+        if useless >= vectors:
+            raise InputError(f"{self.name}: all {vectors} vectors are zero or not finite; the model is broken here")
         if useless:
-            log.warning("%s: %s of %d vectors; they are never near anything", self.name, self.counts, len(vectors))
+            log.warning("%s: %s of %d vectors; they are never near anything", self.name, self.counts, vectors)
+
+    def _set(self, vectors: np.ndarray) -> None:
         self._search = CosineSearch(vectors, self.search_device)
+        self._report_lengths()
         log.info("%s: %d vectors; %s", self.name, len(vectors), _settings(self.metadata()))
+
+    def _report_lengths(self) -> None:
+        full = getattr(self.embedder, "full", 0)
+        if full:
+            log.warning("%s: %d texts fill max_length; what is beyond it is not seen", self.name, full)
 
     # ------------------------------------------------------------------------------------------------------- searching
 

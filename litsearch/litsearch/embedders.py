@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from litsearch.keys import KEYS
-from litsearch.transformer_embedder import TransformerEmbedder, check_choice, check_count
+from litsearch.transformer_embedder import TransformerEmbedder, check_choice, check_count, quiet_loading
 from shared import InputError, hub
 from shared.generation.fingerprint import model_fingerprint
 
@@ -85,13 +85,14 @@ class SentenceTransformersEmbedder:
 
             options = {"dtype": self.dtype if self.dtype == "auto" else getattr(torch, self.dtype)}
             try:
-                self._model = SentenceTransformer(
-                    self.path,
-                    device=self.device,
-                    trust_remote_code=False,
-                    model_kwargs=options,
-                    truncate_dim=self.truncate_dim,
-                )
+                with quiet_loading():
+                    self._model = SentenceTransformer(
+                        self.path,
+                        device=self.device,
+                        trust_remote_code=False,
+                        model_kwargs=options,
+                        truncate_dim=self.truncate_dim,
+                    )
             except (OSError, ValueError, KeyError, RuntimeError) as error:
                 reason = (str(error).strip() or repr(error)).splitlines()[0]
                 raise InputError(f"model={self.model_name!r} cannot be loaded: {reason}") from None
@@ -187,7 +188,9 @@ def make_embedder(kind: str, key: str, **options: Any) -> Embedder:
     check_choice("embedder", kind, tuple(EMBEDDERS))
     chosen = {name: of_key(name, value, key) for name, value in options.items()}
     if chosen.get("model") is None:
-        raise InputError("retriever.model is missing: name a model, e.g. retriever.model=FOLDER_OR_HUB_ID")
+        trained = kind == "simcse"
+        what = "the folder that `python -m simcse.train` left" if trained else "a local folder or a hub id"
+        raise InputError(f"retriever.model is missing: give {what}, retriever.model=...")
     return EMBEDDERS[kind](**chosen)
 
 

@@ -69,7 +69,7 @@ def make_index(cfg: DictConfig, console: Console | None = None) -> Path:
     benchmark = open_benchmark(cfg.data, full_papers=False, needs_queries=False)
     corpus, key = benchmark.corpus, cfg.key.name
     options = retriever_options(cfg.retriever)
-    folder = index_folder(cfg, f"{benchmark.name}.{key}.{options['name']}")
+    folder = storage.check_place(index_folder(cfg, f"{benchmark.name}.{key}.{options['name']}"))
     retriever = make_retriever(options, key)
     about = {
         "corpus": corpus.fingerprint,

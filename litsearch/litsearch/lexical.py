@@ -90,35 +90,72 @@ class TfidfRetriever:
 
     def index(self, keys: Iterable[str]) -> None:
         from sklearn.decomposition import TruncatedSVD
-        from sklearn.feature_extraction.text import TfidfVectorizer
 
-        self._weights = TfidfVectorizer(analyzer=terms, sublinear_tf=self.sublinear_tf, dtype=np.float32)
+        self._weights = self._vectorizer()
         try:
-            self.vectors = self._weights.fit_transform(keys)
+            vectors = self._weights.fit_transform(keys)
         except ValueError as error:
             raise InputError(f"keys: {error}") from None
         if self.components is not None:
-            largest = min(self.vectors.shape) - 1
+            largest = min(vectors.shape) - 1
             if self.components > largest:
                 raise InputError(f"retriever.components={self.components}: these keys allow at most {largest}")
-            self._svd = TruncatedSVD(self.components, random_state=self.seed)
-            self.vectors = _unit_rows(self._svd.fit_transform(self.vectors))
+            reduction = TruncatedSVD(self.components, random_state=self.seed)
+            vectors = _unit_rows(reduction.fit_transform(vectors))
+            self._axes = reduction.components_
+        self.vectors = vectors
+
+    def _vectorizer(self, vocabulary: dict[str, int] | None = None) -> Any:
+        from sklearn.feature_extraction.text import TfidfVectorizer
+
+        options = {"analyzer": terms, "sublinear_tf": self.sublinear_tf, "dtype": np.float32}
+        return TfidfVectorizer(vocabulary=vocabulary, **options)
 
     def search(self, queries: Sequence[str], k: int) -> tuple[np.ndarray, np.ndarray]:
         check_search(queries, k, None if self.vectors is None else self.vectors.shape[0])
         found = self._weights.transform(queries)
         if self.components is not None:
-            return best_of(_unit_rows(self._svd.transform(found)) @ self.vectors.T, k)
+            return best_of(_unit_rows(found @ self._axes.T) @ self.vectors.T, k)
         return best_of((found @ self.vectors.T).toarray(), k)
 
     def metadata(self) -> dict[str, Any]:
         options = {"components": self.components, "sublinear_tf": self.sublinear_tf, "seed": self.seed}
-        return {"retriever": self.name, "key": self.key, **options}
+        return {"retriever": self.name, "key": self.key, **options, "tokenizer": tokenizer_version()}
 
     def save(self, folder: Path, about: Mapping[str, Any] | None = None) -> None:
-        raise InputError("retriever=tfidf keeps no index; it is made anew for every run (leave index out)")
+        if self.vectors is None:
+            raise InputError("save: nothing is indexed yet; call index(keys) first")
+        arrays = {"idf": self._weights.idf_}
+        if self.components is None:
+            arrays |= {name: getattr(self.vectors, name) for name in ("data", "indices", "indptr")}
+        else:
+            arrays |= {"vectors": self.vectors, "axes": self._axes}
+        content = {"kind": "tfidf", **self.metadata(), "keys": self.vectors.shape[0], **(about or {})}
+        with storage.new_folder(folder, content) as making:
+            names = "\n".join(self._weights.get_feature_names_out())
+            (making / "terms.txt").write_bytes(names.encode("utf-8", "surrogatepass"))
+            for name, array in arrays.items():
+                np.save(making / f"{name}.npy", array)
 
-    load = save
+    def load(self, folder: Path) -> None:
+        from scipy.sparse import csr_array
+
+        folder = Path(folder).expanduser()
+        metadata = storage.read_metadata(folder, {"kind": "tfidf", **self.metadata()})
+        try:
+            names = (folder / "terms.txt").read_text(encoding="utf-8", errors="surrogatepass").split("\n")
+            self._weights = self._vectorizer({name: number for number, name in enumerate(names)})
+            self._weights.idf_ = np.array(storage.open_array(folder, "idf"))
+        except (OSError, ValueError) as error:
+            raise InputError(f"{folder}: its terms cannot be read ({error}); make the index again") from None
+        if self.components is None:
+            parts = [storage.open_array(folder, name) for name in ("data", "indices", "indptr")]
+            self.vectors = csr_array(tuple(map(np.asarray, parts)), shape=(metadata["keys"], len(names)))
+        else:
+            self._axes = np.asarray(storage.open_array(folder, "axes"))
+            self.vectors = np.asarray(storage.open_array(folder, "vectors"))
+        if self.vectors.shape[0] != metadata["keys"]:
+            raise InputError(f"{folder}: its files do not belong together; make the index again")
 
 
 class RandomWordVectors:
@@ -131,6 +168,7 @@ class RandomWordVectors:
         self.name, self.key, self.hidden = name, key, hidden
         self.vectors: np.ndarray | None = None
         self._words: dict[str, np.ndarray] = {}
+        self._generator = np.random.RandomState()  # seeded anew for each word: making one takes ten times as long
 
     def encode_keys(self, texts: Iterable[str]) -> np.ndarray:
         """`(n, hidden)` float16."""
@@ -147,8 +185,8 @@ class RandomWordVectors:
     def _vector(self, word: str) -> np.ndarray:
         vector = self._words.get(word)
         if vector is None:
-            generator = np.random.RandomState(zlib.crc32(word.encode("utf-8", "surrogatepass")))
-            vector = self._words[word] = generator.standard_normal(self.hidden)
+            self._generator.seed(zlib.crc32(word.encode("utf-8", "surrogatepass")))
+            vector = self._words[word] = self._generator.standard_normal(self.hidden)
         return vector
 
     def index(self, keys: Iterable[str]) -> None:

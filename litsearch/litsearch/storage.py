@@ -34,9 +34,7 @@ def new_folder(folder: str | Path, metadata: Mapping[str, Any]) -> Iterator[Path
 
     `metadata` is written when the block ends, so the block may still add to it.
     """
-    folder = Path(folder).expanduser()
-    if folder.exists() and not ((folder / METADATA).is_file() or (folder.is_dir() and not any(folder.iterdir()))):
-        raise InputError(f"{folder} exists and is not an index; give a new folder or an index to replace")
+    folder = check_place(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     making = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".tmp", dir=folder.parent))
     try:
@@ -47,6 +45,14 @@ def new_folder(folder: str | Path, metadata: Mapping[str, Any]) -> Iterator[Path
         _take_place(making, folder)
     finally:
         shutil.rmtree(making, ignore_errors=True)
+
+
+def check_place(folder: str | Path) -> Path:
+    """Raises InputError where something else than an index would be replaced."""
+    folder = Path(folder).expanduser()
+    if folder.exists() and not ((folder / METADATA).is_file() or (folder.is_dir() and not any(folder.iterdir()))):
+        raise InputError(f"{folder} exists and is not an index; give a new folder or an index to replace")
+    return folder
 
 
 def _take_place(making: Path, folder: Path) -> None:

@@ -14,10 +14,11 @@ whatever the model computes in.
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -83,7 +84,7 @@ class TransformerEmbedder:
         self.projection, self.normalize, self.max_length = projection, normalize, max_length
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.batch_tokens = batch_tokens or BATCH_TOKENS[self.device.type]
-        self.cut = 0
+        self.full = 0  # texts that reached max_length
         self._path: str | None = None
         self._loaded: tuple[str, nn.Module] | None = None
         self._tokenizer: Any = None
@@ -148,7 +149,7 @@ class TransformerEmbedder:
         plain = {"return_attention_mask": False, "return_token_type_ids": False, "verbose": False}
         rows = tokenizer([instruction + text for text in texts], truncation=True, max_length=self.max_length, **plain)
         rows = rows["input_ids"]
-        self.cut += sum(len(row) >= self.max_length for row in rows)
+        self.full += sum(len(row) >= self.max_length for row in rows)
         skipped = instruction_tokens(tokenizer, instruction) if self.exclude_instruction and instruction else 0
         if skipped >= self.max_length:
             raise InputError(
@@ -242,7 +243,8 @@ def load_backbone(path: str, dtype: str, bidirectional: bool) -> nn.Module:
         # A window of attention counts tokens before; ours are shorter than any window.
         config.is_causal, config.sliding_window = False, None
     try:
-        model, report = kind.from_pretrained(path, **options)
+        with quiet_loading():
+            model, report = kind.from_pretrained(path, **options)
     except (OSError, RuntimeError, ValueError) as error:
         raise InputError(f"model={path} cannot be loaded: {str(error).strip().splitlines()[0]}") from None
     if missing := sorted(report["missing_keys"]):
@@ -252,6 +254,22 @@ def load_backbone(path: str, dtype: str, bidirectional: bool) -> nn.Module:
             if hasattr(module, "is_causal"):
                 module.is_causal = False
     return model
+
+
+@contextlib.contextmanager
+def quiet_loading() -> Iterator[None]:
+    """No progress bar and no table of weights that were left out; those that are missing are an error of ours."""
+    from transformers.utils import logging as transformers_logging
+
+    verbosity, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+        if bars:
+            transformers_logging.enable_progress_bar()
 
 
 def dense_modules(folder: Path) -> nn.Sequential:

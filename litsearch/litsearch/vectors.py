@@ -82,6 +82,8 @@ class VectorWriter:
     def __exit__(self, *_: object) -> None:
         for file in (self._vectors, self._digests, self._lock):
             file.close()
+        if not self.rows:
+            shutil.rmtree(self.building, ignore_errors=True)  # nothing that could be gone on from
 
     def _open(self) -> None:
         beside = self.building / "about.json"

@@ -236,17 +236,33 @@ def test_lexical_retrievers_share_an_interface(options):
     assert retriever.metadata()["retriever"] == options["name"]
 
 
-@pytest.mark.parametrize("name", ["bm25", "random"])
-def test_lexical_retrievers_save_and_load(tmp_path, name):
-    retriever = make_retriever({"name": name})
+@pytest.mark.parametrize(
+    "options", [{"name": "bm25"}, {"name": "random"}, {"name": "tfidf"}, {"name": "tfidf", "components": 3}]
+)
+def test_lexical_retrievers_save_and_load(tmp_path, options):
+    retriever = make_retriever(options)
+    with pytest.raises(InputError, match="nothing is indexed yet"):
+        retriever.save(tmp_path / "index")
     retriever.index(KEYS)
     retriever.save(tmp_path / "index", {"corpus": "abc"})
-    loaded = make_retriever({"name": name})
+    loaded = make_retriever(options)
     loaded.load(tmp_path / "index")
     for ours, theirs in zip(loaded.search(["cats"], 5), retriever.search(["cats"], 5), strict=True):
         assert np.array_equal(ours, theirs)
     with pytest.raises(InputError, match="was made with key='title_abstract', but key='full_paper'"):
-        make_retriever({"name": name}, key="full_paper").load(tmp_path / "index")
+        make_retriever(options, key="full_paper").load(tmp_path / "index")
+
+
+def test_a_tfidf_index_whose_files_do_not_belong_together_is_refused(tmp_path):
+    for name, keys in (("index", KEYS), ("other", [*KEYS, "other fish swim"])):
+        retriever = TfidfRetriever()
+        retriever.index(keys)
+        retriever.save(tmp_path / name)
+    (tmp_path / "other" / "idf.npy").replace(tmp_path / "index" / "idf.npy")
+    with pytest.raises(InputError, match="its terms cannot be read"):
+        TfidfRetriever().load(tmp_path / "index")
+    with pytest.raises(InputError, match="made with components=None, but components=3"):
+        TfidfRetriever(components=3).load(tmp_path / "index")
 
 
 def test_an_index_built_in_a_folder_gets_its_metadata_when_it_is_saved_there(tmp_path):

@@ -1,7 +1,5 @@
 """Search by cosine, and the dense retriever around it."""
 
-import zlib
-
 import numpy as np
 import pytest
 
@@ -133,10 +131,8 @@ def test_what_float16_cannot_hold_is_scaled_which_no_cosine_sees():
 class WordEmbedder:
     """Averages of random word vectors, with questions and keys to break on request."""
 
-    hidden = 32
-
-    def __init__(self, broken: dict[str, float] | None = None) -> None:
-        self.words, self.broken, self.seen = RandomWordVectors(hidden=self.hidden), broken or {}, []
+    def __init__(self, broken: dict[str, float] | None = None, hidden: int = 32) -> None:
+        self.words, self.broken, self.seen, self.hidden = RandomWordVectors(hidden=hidden), broken or {}, [], hidden
 
     def encode_keys(self, texts):
         self.seen.extend(texts)
@@ -192,9 +188,20 @@ def test_an_unusable_key_is_counted_and_an_unusable_question_is_an_error(caplog)
             retriever.search([question], 1)
 
 
-def test_a_model_that_gives_nothing_but_nan_is_an_error():
+@pytest.mark.parametrize("place", [None, "index"])
+def test_a_model_that_gives_nothing_but_nan_is_an_error_and_leaves_no_index(tmp_path, place):
+    folder = tmp_path / place if place else None
+    retriever = DenseRetriever(embedder=WordEmbedder(dict.fromkeys(KEYS[:3], np.nan)), folder=folder)
     with pytest.raises(InputError, match="all 3 vectors are zero or not finite"):
-        DenseRetriever(embedder=WordEmbedder(dict.fromkeys(KEYS[:3], np.nan))).index(KEYS[:3])
+        retriever.index(KEYS[:3])
+    assert not (tmp_path / "index").exists()
+
+
+def test_indexing_twice_counts_once():
+    retriever = DenseRetriever(embedder=WordEmbedder({KEYS[3]: np.nan}))
+    for _ in range(2):
+        retriever.index(KEYS)
+    assert retriever.counts == {"not_finite": 1, "zero": 0}
 
 
 @pytest.mark.parametrize(
@@ -253,32 +260,9 @@ def test_unknown_options_are_named(config):
 # ------------------------------------------------------------------------------------------------------------ real data
 
 
-class ReferenceWords:
-    """The reference's own recipe: white-space words in lower case, a normal vector per word seeded by its CRC-32."""
-
-    hidden = 300
-
-    def __init__(self) -> None:
-        self.words: dict[str, np.ndarray] = {}
-
-    def _word(self, word: str) -> np.ndarray:
-        if word not in self.words:
-            seeded = np.random.RandomState(zlib.crc32(word.encode("utf8")))
-            self.words[word] = seeded.standard_normal(300)
-        return self.words[word]
-
-    def encode_keys(self, texts):
-        return np.stack([np.mean([self._word(w) for w in t.lower().split()], 0).astype(np.float16) for t in texts])
-
-    encode_queries = encode_keys
-
-    def metadata(self):
-        return {}
-
-
 @pytest.mark.mirror
 def test_random_word_vectors_score_as_in_the_reference(mini_corpus, mini_queries):
-    retriever = DenseRetriever("random", embedder=ReferenceWords())
+    retriever = DenseRetriever("random", embedder=WordEmbedder(hidden=300))
     retriever.index(Keys(mini_corpus.papers))
     positions, _ = retriever.search([query.query for query in mini_queries], 20)
     found = [[mini_corpus.papers[i].corpusid for i in row] for row in positions]

@@ -20,7 +20,9 @@ from transformers import (
     T5EncoderModel,
 )
 
+from litsearch.dense import DenseRetriever
 from litsearch.embedders import make_embedder, of_key
+from litsearch.retrievers import make_retriever
 from litsearch.transformer_embedder import TransformerEmbedder, instruction_tokens, length_batches, pool
 from shared import InputError
 
@@ -151,6 +153,14 @@ def test_batches_and_their_padding_change_nothing(bert):
     np.testing.assert_allclose(alone, together, atol=1e-5)
 
 
+def test_the_lengths_that_count_are_said_with_the_result(bert, caplog):
+    retriever = DenseRetriever(embedder="transformer", model=str(bert), max_length=8)
+    with caplog.at_level("INFO"):
+        retriever.index(TEXTS)
+    assert "max_length 8" in caplog.text
+    assert "texts fill max_length; what is beyond it is not seen" in caplog.text
+
+
 def test_long_texts_are_cut_and_counted(bert):
     embedder = TransformerEmbedder(str(bert), max_length=8)
     long = embedder.encode_keys([TEXTS[2]])
@@ -161,7 +171,7 @@ def test_long_texts_are_cut_and_counted(bert):
     with torch.no_grad():
         kept = model(input_ids=torch.tensor([[*ids[:7], ids[-1]]])).last_hidden_state[0].mean(0).numpy()
     np.testing.assert_allclose(long, unit([kept]), atol=1e-5)
-    assert embedder.cut == 1
+    assert embedder.full == 1
 
 
 @pytest.mark.parametrize(("pooling", "place"), [("cls", 0), ("last", -1)])
@@ -302,7 +312,6 @@ def test_the_papers_retrievers_have_the_released_instructions(
     config, retriever, key, query_instruction, key_instruction, max_length
 ):
     from litsearch.retrieve import retriever_options
-    from litsearch.retrievers import make_retriever
 
     embedder = make_retriever(retriever_options(config(f"retriever={retriever}").retriever), key).embedder
     assert embedder.instructions == {"query": query_instruction, "key": key_instruction}
@@ -328,6 +337,16 @@ def test_the_papers_retrievers_have_the_released_instructions(
 def test_settings_that_cannot_work_are_refused(bert, options, said):
     with pytest.raises(InputError, match=said):
         make_embedder("transformer", "title_abstract", **{"model": str(bert), **options})
+
+
+def test_a_simcse_folder_that_is_not_there_is_named(config):
+    from litsearch.retrieve import retriever_options
+
+    with pytest.raises(InputError, match=r"give the folder that `python -m simcse\.train` left, retriever\.model="):
+        make_retriever(retriever_options(config("retriever=simcse").retriever))
+    missing = make_embedder("simcse", "title_abstract", model="./no/such/folder")
+    with pytest.raises(InputError, match=r"no/such/folder"):
+        missing.encode_keys(["text"])
 
 
 def test_models_that_cannot_be_used_are_refused(bert, t5, tmp_path):

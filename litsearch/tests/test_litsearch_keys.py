@@ -5,8 +5,11 @@ import pytest
 
 from litsearch.bm25 import BM25
 from litsearch.data import Paper
+from litsearch.dense import DenseRetriever
 from litsearch.keys import Keys, paragraphs, rank_papers, title_abstract
+from litsearch.lexical import RandomWordVectors
 from litsearch.ranking import top_k
+from litsearch.retrievers import make_retriever
 from shared import InputError
 
 TEN = "one two three four five six seven eight nine ten"
@@ -71,6 +74,38 @@ def test_one_long_paper_does_not_crowd_out_the_others():
     bm25 = BM25(keys)
     found, _ = rank_papers(bm25.search_scored, keys.owners, ["needle"], 2)
     assert found[0].tolist() == [0, 1]
+
+
+@pytest.mark.parametrize("name", ["bm25", "tfidf", "dense", "hybrid"])
+def test_every_retriever_ranks_papers_by_their_best_paragraph(name):
+    """Fish are in the last paragraph of a paper on other things, and a long paper has them in none."""
+    papers = [
+        Paper(
+            1, "", "", (), "\n\n".join(f"ships sail over the sea in any weather, and back again {i}" for i in range(30))
+        ),
+        Paper(2, "", "", (), f"{TEN}\n\n{TEN} eleven\n\nbelow the ice small fish swim slowly from one rock to another"),
+        Paper(3, "", "", (), "fish"),  # too short to be a paragraph
+        Paper(4, "", "", (), "small fish swim in circles where many larger animals hunt them every day"),
+    ]
+    retriever = _retriever(name)
+    keys = Keys(papers, "paragraphs")
+    retriever.index(keys)
+    query = "fish swim slowly below the ice"
+    found, scores = rank_papers(retriever.search, keys.owners, [query], 4)
+    assert found[0].tolist()[:2] == [1, 3]
+    assert set(found[0].tolist()) == {0, 1, 3}
+    everything, all_scores = retriever.search([query], len(keys.owners))
+    owners = keys.owners[everything[0]]
+    np.testing.assert_allclose(scores[0], [all_scores[0][owners == paper].max() for paper in found[0]])
+
+
+def _retriever(name: str):
+    if name == "dense":
+        words = RandomWordVectors(hidden=256)
+        words.metadata = dict
+        return DenseRetriever(embedder=words)
+    parts = {"lexical": {"name": "bm25"}, "dense": {"name": "random", "hidden": 256}}
+    return make_retriever({"name": name, **({"parts": parts} if name == "hybrid" else {})}, "paragraphs")
 
 
 def test_fewer_papers_with_keys_than_asked_for_give_shorter_lists():
