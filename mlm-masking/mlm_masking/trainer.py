@@ -20,10 +20,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer_callback import ExportableState
 
 from mlm_masking.heldout import HeldOut, model_inputs, named_losses
 from mlm_masking.loss import bits_and_perplexity
-from mlm_masking.masker import Masker
+from mlm_masking.masker import Counts, Masker
 from mlm_masking.micro_batches import MicroBatches
 from mlm_masking.model import MaskedLanguageModel, predicted
 from mlm_masking.optimizer import build_optimizer, linear_schedule
@@ -62,8 +63,8 @@ class MaskingTrainer(Trainer):
         self.examples: list[tuple[int, Tensor]] = []
         self.guard = _LossGuard(self)
         self.budget = _TimeBudget(stop_after_minutes)
-        self._counted_from = 0.0
-        own = [_Progress(self), self.budget]
+        self.window = _LogWindow(self)
+        own = [_Progress(self), self.budget, self.window]
         if snapshot_every:
             own.append(_Snapshots(snapshot_every, on_snapshot))
         super().__init__(
@@ -101,6 +102,7 @@ class MaskingTrainer(Trainer):
         """This micro-batch's part of the update's loss, times the ranks because gradients are averaged over them."""
         loss = model(**inputs) * (self.args.world_size / num_items_in_batch)
         self.guard.watch(loss.detach())
+        self.window.add(loss.detach())
         return loss
 
     # ---------------------------------------------------------------------------------------------------- optimiser
@@ -134,16 +136,7 @@ class MaskingTrainer(Trainer):
         """Trainer's log; to a training loss (nats) it adds bits, perplexity, measured rates and tokens per second."""
         if "loss" in logs:
             self.guard.check()
-            bits, perplexity = bits_and_perplexity(logs["loss"])
-            counts, now = self.masker.reset_counts(), time.perf_counter()
-            logs |= {
-                "loss_bits": bits,
-                "ppl": perplexity,
-                "pred_rate": counts.prediction_rate,
-                "corr_rate": counts.corruption_rate,
-                "tokens_per_second": round(int(counts.tokens) * self.args.world_size / (now - self._counted_from), 1),
-            }
-            self._counted_from = now
+            logs |= self.window.close()
         super().log(logs, start_time)
 
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix: str = "eval") -> dict[str, float]:
@@ -151,12 +144,16 @@ class MaskingTrainer(Trainer):
         self.guard.check()
         begun = time.perf_counter()
         metrics = named_losses(self.heldout.losses(self.model, self.state.global_step / self.batches.updates))
-        self._counted_from += time.perf_counter() - begun
+        self.window.counted_from += time.perf_counter() - begun
         self.log(dict(metrics))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
     # -------------------------------------------------------------------------------------------------- checkpoints
+
+    def _save_checkpoint(self, model, trial) -> None:
+        self.window.join()
+        super()._save_checkpoint(model, trial)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         self.guard.check()
@@ -255,7 +252,6 @@ class _Progress(TrainerCallback):
         self.trainer = trainer
 
     def on_train_begin(self, args, state, control, **kwargs) -> None:
-        self.trainer._counted_from = time.perf_counter()
         state.epoch = self.trainer.batches.passes(state.global_step)
 
     def on_step_end(self, args, state, control, **kwargs) -> None:
@@ -263,6 +259,63 @@ class _Progress(TrainerCallback):
 
     def on_train_end(self, args, state, control, **kwargs) -> None:
         self.trainer.guard.check()
+
+
+class _LogWindow(TrainerCallback, ExportableState):
+    """Losses and masks since the last log line.
+
+    Checkpoints keep them (in trainer_state.json), so that the first line of a resumed run is that of a run that was
+    never stopped, wherever the checkpoint was made.
+    """
+
+    def __init__(self, trainer: MaskingTrainer):
+        self.trainer = trainer
+        self.loss: Tensor | float = 0.0
+        self.logged_at = 0
+        self.counted_from, self.counted_before = 0.0, 0
+
+    def on_train_begin(self, args, state, control, **kwargs) -> None:
+        kept = state.stateful_callbacks.get(type(self).__name__) if state.global_step else None
+        self.loss, self.logged_at, counts = 0.0, state.global_step, Counts()
+        if kept:
+            kept = kept["attributes"]
+            self.loss, self.logged_at, counts = kept["loss"], kept["logged_at"], Counts(**kept["counts"])
+        self.trainer.masker.counts = counts
+        self.counted_from, self.counted_before = time.perf_counter(), counts.tokens
+
+    def add(self, loss: Tensor) -> None:
+        """A micro-batch's part of an update's loss."""
+        self.loss = self.loss + loss.double()
+
+    def join(self) -> float:
+        """The sum so far as the mean over ranks; from here on each rank has it. A joint act of all ranks."""
+        args = self.trainer.args
+        if args.world_size > 1:
+            loss = torch.as_tensor(self.loss, dtype=torch.float64, device=args.device).clone()
+            torch.distributed.all_reduce(loss)
+            self.loss = loss / args.world_size
+        return float(self.loss)
+
+    def close(self) -> dict[str, float]:
+        """What a log line says of the updates since the one before it; begins anew."""
+        trainer, step = self.trainer, self.trainer.state.global_step
+        loss, counts, now = self.join() / (step - self.logged_at), trainer.masker.reset_counts(), time.perf_counter()
+        tokens = (int(counts.tokens) - self.counted_before) * trainer.args.world_size
+        bits, perplexity = bits_and_perplexity(loss)
+        speed = round(tokens / (now - self.counted_from), 1)
+        self.loss, self.logged_at, self.counted_from, self.counted_before = 0.0, step, now, 0
+        return {
+            "loss": loss,
+            "loss_bits": bits,
+            "ppl": perplexity,
+            "pred_rate": counts.prediction_rate,
+            "corr_rate": counts.corruption_rate,
+            "tokens_per_second": speed,
+        }
+
+    def state(self) -> dict[str, Any]:
+        counts = {name: int(value) for name, value in vars(self.trainer.masker.counts).items()}
+        return {"args": {}, "attributes": {"loss": float(self.loss), "logged_at": self.logged_at, "counts": counts}}
 
 
 class _TimeBudget(TrainerCallback):

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 import shared.launch  # noqa: F401  (puts the launch group on Hydra's search path)
-from mlm_masking.pretrain import load_text, pretrain, train
+from mlm_masking.pretrain import build_arguments, load_text, pretrain, train
 from shared import InputError
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -47,7 +47,10 @@ def first_gradient(cfg: DictConfig, folder: Path) -> dict[str, Tensor]:
 
         trainer.create_optimizer = create
 
-    train(cfg, folder, load_text(cfg), on_trainer=keep)
+    args = build_arguments(cfg, folder)
+    with args.main_process_first(local=False):
+        text = load_text(cfg)
+    train(cfg, folder, text, args=args, on_trainer=keep)
     return kept
 
 
@@ -58,13 +61,13 @@ def main(jobs: Path) -> None:
     deepspeed.ops.__compatible_ops__.clear()
     for job in json.loads(jobs.read_text()):
         cfg = compose(job["overrides"])
-        try:
-            if job["gradient"] is None:
-                pretrain(cfg)
-                continue
+        if job["gradient"] is not None:
             gradient = first_gradient(cfg, Path(cfg.output_dir))
             if torch.distributed.get_rank() == 0:
                 save_file(gradient, job["gradient"])
+            continue
+        try:
+            pretrain(cfg)
         except InputError as error:
             print("REFUSED", error, flush=True)
 
