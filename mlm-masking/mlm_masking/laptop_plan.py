@@ -141,6 +141,9 @@ def probes_of(cfg: DictConfig, folder: Path, text: Text, console: Console) -> Pr
     if cfg.probes.finetune:
         asked["finetune"] = OmegaConf.to_container(cfg.probes.finetune)
         asked |= _task(cfg, folder, console)
+        if "files" in asked and cfg.probes.files is None:
+            examples = len(asked["files"][0].read_text(encoding="utf-8").splitlines())
+            asked["finetune"]["size"] = min(examples, asked["finetune"].get("size") or examples)
     return Probes(**asked)
 
 
