@@ -33,11 +33,12 @@ from lm_bff import plots, sweep
 from lm_bff.candidates import Candidate
 from lm_bff.data import Example, Splits
 from lm_bff.model import Pretrained
-from lm_bff.run import Model, splits_from
+from lm_bff.run import Model, settings_from, splits_from, store_of
 from lm_bff.search_labels import search
 from lm_bff.similarity import embedder
 from lm_bff.tables import choose, gather
 from lm_bff.tasks import Task, get_task
+from lm_bff.trials import stored_trial
 from shared import InputError, hub
 from shared.launch import entrypoint
 from shared.results import Run, over_seeds
@@ -96,7 +97,8 @@ def composed(cfg: DictConfig, folder: Path) -> DictConfig:
     # Inside an entrypoint Hydra is initialised already; its configuration has been handed to us, so it may go.
     GlobalHydra.instance().clear()
     overrides = [
-        f"filter={cfg.filter}", "grid=one", "task=none", f"model={cfg.model}", f"lr={cfg.lr}",
+        f"filter={cfg.demo_filter}", "grid=one", "task=none", f"model={cfg.model}", f"lr={cfg.lr}",
+        f"max_steps={cfg.max_steps}", f"eval_every={cfg.eval_every}",
         f"max_test={cfg.max_test}", f"num_sample={cfg.num_sample}", f"store={folder / 'trials.jsonl'}",
         f"seeds={list(cfg.seeds)}", f"processes={cfg.processes or len(os.sched_getaffinity(0))}", "save_outputs=false",
     ]  # fmt: skip
@@ -226,36 +228,36 @@ def report_templates(cfg: DictConfig, base: DictConfig, run: Run, task_name: str
     table = Table("template", "dev", "test", title=f"{task_name}, templates by dev score", title_justify="left")
     for row in rows:
         table.add_row(
-            row["template"], *(f"{100 * row[k]['mean']:.1f} ({100 * row[k]['std']:.1f})" for k in ("dev", "test"))
+            row["template"],
+            *(f"{100 * row[k]['mean']:.1f} ({100 * np.std(row[k]['values']):.1f})" for k in ("dev", "test")),
         )
     console.print(table)
+    run.save_plot(
+        "templates",
+        plots.top_candidates([Candidate(row["template"], score=row["dev"]["mean"]) for row in rows]),
+        caption=f"Templates for {task_name} by their dev score, mean over the splits.",
+    )
 
 
 def report_k(cfg: DictConfig, base: DictConfig, run: Run, task_name: str) -> None:
     """k.<method>.<K>: over the seeds, on the first K examples per class of each split."""
-    from lm_bff.run import settings_from
-    from lm_bff.training import run_trial
-
-    task, model = get_task(task_name), Model(base).load()
+    task, model, store = get_task(task_name), Model(base), store_of(base)
     found: dict[str, dict[int, list[float]]] = {}
     for method in ("finetune", "prompt"):
         for k in cfg.ks:
-            if k == 16:
-                found.setdefault(method, {})[k] = run.metrics["tasks"][task_name][method]["values"]
-                continue
             for seed in cfg.seeds:
-                splits = first_of_each_class(splits_of(base, task, seed), k)
-                settings = settings_from(
-                    OmegaConf.merge(base, {"task": task_name, "seed": seed, "method": method}), task
-                )
-                result = run_trial(model, task, splits.train, splits.dev, splits.test, settings)
-                score = next(iter(result.test.values()))[task.metric]
-                found.setdefault(method, {}).setdefault(k, []).append(score)
+                values = OmegaConf.merge(base, {"task": task_name, "seed": seed, "method": method})
+                splits = first_of_each_class(splits_from(values, task), k)
+                record = stored_trial(
+                    store, model.load(), model.name, task, splits, settings_from(values, task),
+                    k=k, labels={"experiment": "k", "scale": cfg.scale}, save_outputs=False,
+                )  # fmt: skip
+                found.setdefault(method, {}).setdefault(k, []).append(record["test"][task.name][task.metric])
     run.metrics["k"] = {m: {str(k): over_seeds(v) for k, v in by_k.items()} for m, by_k in found.items()}
     run.save_plot(
         "k_curve",
         plots.k_curve({TITLES[method]: by_k for method, by_k in found.items()}),
-        caption=f"Figure 3 with the tiny model on {task_name}: fewer examples per class, wider distance.",
+        caption=f"Figure 3 with the tiny model on {task_name}: mean and deviation over the splits.",
     )
 
 
