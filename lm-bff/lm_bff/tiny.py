@@ -10,7 +10,7 @@ The text is plain sentences, and labelled sentences put into words: "<sentence> 
 a probability of 8 %, the label's word always; the loss is cross entropy at the masks, plus at the label's place cross
 entropy among the words that could have stood there, weighted thrice. A quarter of the labels are wrong on purpose,
 those of the first class more often: like every large model this one prefers some words to others, zero-shot accuracy is
-above chance and well below what its features allow, and few-shot training has something to gain. The first third of the
+above chance and below what its features allow, and few-shot training has something to gain. The first part of the
 training has neither wrong labels nor answered sentences: with them from the start, it is a matter of luck whether so
 few steps find out what the label's place is about.
 
@@ -73,13 +73,13 @@ class TinySettings:
     intermediate_size: int = 192
     steps: int = 900
     batch_size: int = 64
-    lr: float = 1e-3
+    lr: float = 2e-3
     weight_decay: float = 0.05
     warmup: float = 0.06
     mask_rate: float = 0.08
     flips: float = 0.25
-    lean: float = 0.1
-    clean: float = 0.35
+    lean: float = 0.04
+    clean: float = 0.45
     choice_weight: float = 3.0
     initializer_range: float = 0.04
     max_length: int = 64
