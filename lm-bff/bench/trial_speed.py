@@ -9,7 +9,8 @@ embeddings are made beforehand (the release has a script for that) and are not t
 
 * every prompt is tokenised piece by piece, for every draw anew, and padded to 128 or 256 tokens;
 * the similarity of a query and a training example is one call per pair, for every draw anew;
-* micro-batches of 2, accumulated; the logits of the whole vocabulary; one optimiser call per parameter;
+* micro-batches of 2, accumulated; every row of the last layer, and the logits of the whole vocabulary; one optimiser
+  call per parameter;
 * the model is read from disk for the trial, the best weights are written to disk and read back;
 * one draw after the other at test.
 """
@@ -32,6 +33,7 @@ import torch.nn.functional as F
 from rich.console import Console
 from rich.table import Table
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForMaskedLM, AutoTokenizer
 
 from lm_bff import demonstrations
 from lm_bff.batches import collate
@@ -47,6 +49,7 @@ from lm_bff.similarity import embedder, text_of
 from lm_bff.tasks import TASKS, Task
 from lm_bff.template import Rendered, finish, parse
 from lm_bff.training import run_trial
+from shared import InputError
 from shared.provenance import Watch
 from shared.results import write_atomic
 
@@ -55,19 +58,34 @@ RECORDS = Path(__file__).parent / "records"
 MICRO_BATCH, EVALUATION_BATCH = 2, 16
 
 
+class UntiedMaskedLM(torch.nn.Module):
+    """The encoder, and the head over the whole vocabulary at the mask, its decoder a copy of the word embeddings."""
+
+    def __init__(self, folder: Path):
+        super().__init__()
+        model = AutoModelForMaskedLM.from_pretrained(folder)
+        if not hasattr(model, "lm_head"):
+            raise InputError(f"model={folder}: this benchmark knows RoBERTa's head only")
+        self.encoder, self.head = model.base_model, model.lm_head
+        self.head.decoder.weight = torch.nn.Parameter(self.head.decoder.weight.detach().clone())
+
+    def forward(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        hidden = self.encoder(batch["input_ids"], batch["attention_mask"]).last_hidden_state
+        return self.head(hidden[torch.arange(len(hidden)), batch["mask_position"]])
+
+
 class ReleaseTrial:
     """The release's algorithm for one prompt-demo trial."""
 
     def __init__(self, folder: Path, task: Task, splits: Splits, settings: TrialSettings):
-        self.pretrained = Pretrained.load(folder, device="cpu")
+        self.model = UntiedMaskedLM(folder)
         self.task, self.splits, self.settings = task, splits, settings
-        self.tokenizer = self.pretrained.tokenizer
+        self.tokenizer = AutoTokenizer.from_pretrained(folder)
         self.words = label_words(self.tokenizer, task.mapping, task.labels).ids
         self.template = demonstrations.layout(parse(task.template), len(task.labels), task.num_sentences)
         self.length = task.length_limit(True)
         self.support = splits.train
         self.classes = [task.context_class(example.label) for example in self.support]
-        self.model = self.pretrained.prompt_model(self.words, full_decoder=True)
 
     def run(self) -> float:
         rng = np.random.RandomState(self.settings.seed)
@@ -129,7 +147,7 @@ class ReleaseTrial:
         return {name: tensor[1:] for name, tensor in padded.items()}
 
     def logits(self, prompts: Sequence[Rendered]) -> torch.Tensor:
-        return self.model.vocabulary_logits(**self.batch(prompts))[:, list(self.words)]
+        return self.model(self.batch(prompts))[:, list(self.words)]
 
     def score(self, features: list[list[Rendered]], examples: Sequence[Example]) -> float:
         self.model.eval()
@@ -169,7 +187,7 @@ class ReleaseTrial:
                 score = self.score(dev_features, self.splits.dev)
                 if score > best:
                     best = score
-                    save_file({name: p.detach() for name, p in self.model.named_parameters()}, best_file)
+                    save_file({name: p.detach().clone() for name, p in self.model.named_parameters()}, best_file)
         self.model.load_state_dict(load_file(best_file), strict=False)
 
 
