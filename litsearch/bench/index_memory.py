@@ -62,7 +62,7 @@ def main() -> None:
     parser.add_argument("--vocabulary", type=int, default=500_000)
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--scratch", help="folder for the index (1 GB) and what is merged into it (1 GB)")
+    parser.add_argument("--scratch", help="folder for the index (1.7 GB) and what is merged into it (1.7 GB)")
     parser.add_argument("--quick", action="store_true", help="1,000 documents")
     parser.add_argument("--out", type=Path, help="default: records/<date>-cpu-index-memory.json beside this script")
     options = parser.parse_args()
