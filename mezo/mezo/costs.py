@@ -20,11 +20,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from mezo.on_the_fly import SLICE, SLICES
 from shared import InputError
 from shared.plan import GPU
 
-BACKWARD_BYTES = 34  # per token, layer and hidden unit
-WORKING_SET = 24  # bytes per token and hidden unit of the one layer that is being computed: q, k, v, 4 x hidden, ...
+BACKWARD_BYTES = 34  # per token, layer and hidden unit, in half precision
+WORKING_SET = 24  # likewise, of the one layer that is being computed: q, k, v, 4 x hidden, ...
 RECORD_BYTES = 24
 
 
@@ -93,16 +94,16 @@ def step_memory(model: Dimensions, mode: str, trainer: str, tokens: int, weight_
     """Peak bytes of a step on `tokens` tokens at once. trainer: none (inference), zo, adam, sgd or lp."""
     trained = model.trained(mode)
     weights = model.parameters * weight_bytes
+    activations = tokens * model.hidden * weight_bytes / 2
     if trainer in ("none", "lp", "zo"):
         scratch = 0.0
-        if trainer == "zo":  # theta + eps z of the largest tensor, or of a layer's worth of small ones
-            largest = max(model.vocab_size * model.hidden, 4 * model.hidden**2) if mode == "full" else 0
-            scratch = largest * weight_bytes
-        return weights + scratch + WORKING_SET * tokens * model.hidden
+        if trainer == "zo" and mode == "full":  # theta + eps z of one module, of a large one a slice at a time
+            scratch = max(SLICE, trained // SLICES) * weight_bytes
+        return weights + scratch + WORKING_SET * activations
     if trainer not in ("adam", "sgd"):
         raise InputError(f"trainer={trainer}: choose none, lp, zo, adam or sgd")
     states = {"adam": 12, "sgd": 4}[trainer] + (0 if weight_bytes == 4 else 4)  # half precision: an fp32 copy too
-    return weights + trained * states + BACKWARD_BYTES * tokens * model.hidden * model.layers
+    return weights + trained * states + BACKWARD_BYTES * activations * model.layers
 
 
 def step_flops(model: Dimensions, trainer: str, tokens: int, estimates: int = 1) -> float:

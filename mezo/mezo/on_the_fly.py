@@ -20,7 +20,7 @@ from mezo.slices import InSlices
 from mezo.spsa import RNGS, Mask, _counter_draw, _torch_draw, _torch_pieces
 from shared import InputError
 
-SLICE = 1 << 20
+SLICE, SLICES = 1 << 20, 256
 
 
 class OnTheFly:
@@ -31,7 +31,7 @@ class OnTheFly:
             raise InputError(f"rng={rng!r}: choose torch or counter")
         self.rng, self.params = rng, list(params)
         # Larger matrices are made in slices of this many numbers: a small part of the model, but no small products.
-        self.slice = max(SLICE, sum(tensor.numel() for tensor in self.params) // 256)
+        self.slice = max(SLICE, sum(tensor.numel() for tensor in self.params) // SLICES)
         self.number = {id(tensor): k for k, tensor in enumerate(self.params)}
         self.owners: list[tuple[nn.Module, dict[str, int]]] = []
         for name, module in model.named_modules():

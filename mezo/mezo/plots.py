@@ -79,7 +79,7 @@ def memory_against_size(
         ax.plot(sizes / 1e6, np.array(formula[name]) / 1e6, color=colour, linewidth=1.4, alpha=0.8)
     ax.set(xlabel="parameters, millions (fp32)", ylabel="peak memory, MB")
     ax.set_ylim(bottom=0)
-    ax.set_xlim(left=0)
+    ax.set_xlim(0, 1.05 * max(size for points in measured.values() for size, _ in points) / 1e6)
     ax.legend(frameon=False, title="dots measured, lines by formula", alignment="left")
     return figure
 

@@ -40,7 +40,7 @@ def test_memory_of_mezo_is_that_of_inference_and_near_the_papers():
         model = MODELS[name]
         inference, mezo = (step_memory(model, "full", trainer, 400) for trainer in ("none", "zo"))
         assert inference < mezo < 1.25 * inference
-        assert mezo / 1e9 == pytest.approx(gigabytes, rel=0.1, abs=1.5)  # theirs hold the GPU's context too
+        assert mezo / 1e9 == pytest.approx(gigabytes, rel=0.1, abs=2)  # theirs hold the GPU's context too
         assert step_memory(model, "full", "adam", 400) > 8 * inference
         assert step_memory(model, "lora", "zo", 400) == inference
 

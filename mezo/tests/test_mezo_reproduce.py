@@ -25,7 +25,7 @@ def small(tmp_path, masked_folder, opt_folder):
             f"masked.model={masked_folder}",
             "masked.seeds=[13]", "masked.steps=8", "masked.fine_tuning_steps=2", f"causal.model={opt_folder}",
             "causal.tasks=[house-sentiment,house-answer]", "causal.seeds=[0]", "causal.steps=2", "causal.num_train=16",
-            "causal.num_test=8", "causal.demonstrations=1", "precision.directions=6", "memory.layers=[1,2]",
+            "causal.num_test=8", "causal.demonstrations=1", "precision.directions=6", "memory.layers=[1]",
             "memory.rows=2", "memory.tokens=16",
         ]  # fmt: skip
         GlobalHydra.instance().clear()
