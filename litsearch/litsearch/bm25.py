@@ -36,7 +36,7 @@ except ImportError:  # it is not public, and nothing but speed depends on it
     csc_matvec = None
 
 K1, B, EPSILON = 1.5, 0.75, 0.25
-DENSE_SHARE = 4  # terms in more than a quarter of the keys are added as dense arrays: a few dozen of them
+DENSE_SHARE = 2  # terms in more than half of the keys are added as dense arrays: a few dozen of them
 REMEMBERED_COLUMNS = 100_000
 _ONE = np.ones(1)
 ARRAYS = ("documents", "impacts", "starts", "idf", "lengths")

@@ -114,7 +114,7 @@ def test_fewer_papers_with_keys_than_asked_for_give_shorter_lists():
     assert found[0].tolist() == [0] and len(scores[0]) == 1
 
 
-@pytest.mark.parametrize("n", [1, 2, 50, 1000, 5000])
+@pytest.mark.parametrize("n", [1, 2, 50, 1000, 5000, 20_011])
 @pytest.mark.parametrize("kind", ["distinct", "ties", "zeros", "negative"])
 def test_top_k_is_a_stable_sort(n, kind):
     rng = np.random.default_rng(n)
@@ -124,5 +124,5 @@ def test_top_k_is_a_stable_sort(n, kind):
         "zeros": np.where(rng.random(n) < 0.01, rng.random(n), 0.0),
         "negative": -rng.random(n),
     }[kind]
-    for k in {1, min(3, n), min(20, n), n}:
+    for k in {1, min(3, n), min(20, n), min(700, n), n}:
         assert top_k(scores, k).tolist() == np.argsort(-scores, kind="stable")[:k].tolist()
