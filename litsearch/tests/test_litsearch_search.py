@@ -180,16 +180,13 @@ def test_json_holds_what_the_terminal_shows(ask, index):
     assert second == {"question": "zebra", "seconds": second["seconds"], "results": []}
 
 
-def test_nothing_but_answers_goes_to_standard_output(ask, index, capsys):
+def test_nothing_but_answers_goes_to_standard_output(ask, index, capsys, monkeypatch):
     import logging
 
-    handler = logging.StreamHandler(sys.stdout)  # what Hydra sets up
-    logging.getLogger().addHandler(handler)
-    try:
-        first = ask(["passages"], f"index={index}", "output=json")
-        logging.getLogger("litsearch").warning("half of the vectors are zero")
-    finally:
-        logging.getLogger().removeHandler(handler)
+    # What Hydra sets up; handlers that earlier tests have left write to streams that are closed.
+    monkeypatch.setattr(logging.getLogger(), "handlers", [logging.StreamHandler(sys.stdout)])
+    first = ask(["passages"], f"index={index}", "output=json")
+    logging.getLogger("litsearch").warning("half of the vectors are zero")
     json.loads(first)
     assert capsys.readouterr() == ("", "half of the vectors are zero\n")
 
