@@ -34,6 +34,7 @@ $(READY): Makefile constraints/$(KIND).txt $(PROJECTS:%=%/pyproject.toml) $(PAPE
 	@echo "setting up $(VENV) with the $(KIND) pins"
 	@rm -f $(VENV)/ready-*
 	@[ -x $(PY) ] || $(UV) venv --quiet --seed --python $(PYTHON) $(VENV)
+	@# Compiled once here: where Python may write no bytecode, every process would compile torch and its like anew.
 	@# torch's CPU wheel: from pip's find-links where one is configured (uv does not read that variable), else uv's own switch.
 	@links="$${PIP_FIND_LINKS:-}"; where=(); \
 	if [ -n "$$links" ]; then where=(--find-links "$$links"); elif [ $(KIND) = cpu ]; then where=(--torch-backend cpu); fi; \
@@ -41,7 +42,7 @@ $(READY): Makefile constraints/$(KIND).txt $(PROJECTS:%=%/pyproject.toml) $(PAPE
 	  printf '%s; sys_platform == "never"\n' torchvision torchaudio torchcodec > $(VENV)/override.txt; \
 	  where+=(--override $(VENV)/override.txt); else extra=(vllm); fi; \
 	grep -hv '^-e ' $(PAPERS:%=%/requirements.txt) > $(VENV)/needs.txt; \
-	$(UV) pip install --quiet --python $(PY) "$${where[@]}" -c constraints/$(KIND).txt \
+	$(UV) pip install --quiet --compile-bytecode --python $(PY) "$${where[@]}" -c constraints/$(KIND).txt \
 	  $(PROJECTS:%=-e ./%) -r $(VENV)/needs.txt pytest pytest-timeout hypothesis ruff "$${extra[@]}"; \
 	if [ $(KIND) = cuda ]; then $(UV) pip install --quiet --python $(PY) --no-build-isolation -c constraints/cuda.txt flash-attn \
 	  || echo "flash-attn did not build here: attention falls back to torch's own kernels"; fi
