@@ -193,7 +193,7 @@ def report_masked(cfg: DictConfig, run: Run, cells: Sequence[Cell], console: Con
 
 def report_causal(cfg: DictConfig, run: Run, cells: Sequence[Cell], console: Console) -> None:
     """causal.<task>.<method>: accuracy, or F1 of house-answer, over the seeds; causal.average.<method>."""
-    table = Table("", *cfg.causal.tasks, title=f"{cfg.causal.model}, x 100", title_justify="left")
+    table = Table("", *cfg.causal.tasks, title="a causal model made on the spot, x 100", title_justify="left")
     found: dict[str, dict[str, list[float]]] = {}
     for name, (title, _) in CAUSAL.items():
         for task in cfg.causal.tasks:
@@ -333,8 +333,10 @@ def main(cfg: DictConfig) -> None:
     if masked_task(cfg)[1] == "house":
         console.print("The paper's few-shot splits are not on this machine: a task of this project takes their place.")
     processes = cfg.processes or len(os.sched_getaffinity(0))
-    # Both models are trained now, side by side, if they are not cached: runs at the same time would train them twice.
-    list(spread(folder_of, [cfg.masked.model, cfg.causal.model], processes))
+    # Both models are trained now, side by side, if they are not cached; runs are given their folders, since finding out
+    # whether a cached model is the right one means to put its training text together.
+    folders = dict(spread(folder_of, [cfg.masked.model, cfg.causal.model], processes))
+    cfg.masked.model, cfg.causal.model = str(folders[0]), str(folders[1])
     masked, causal = masked_cells(cfg, run.output_dir), causal_cells(cfg, run.output_dir)
     run_all([*masked, *causal], processes)
     report_masked(cfg, run, masked, console)
