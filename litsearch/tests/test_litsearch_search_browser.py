@@ -1,7 +1,6 @@
 """The search page in a real browser: asking, opening, going back, with the mouse and from the keyboard."""
 
 import json
-import shutil
 import threading
 from pathlib import Path
 
@@ -41,23 +40,6 @@ def url(tmp_path_factory):
         yield server.url
         server.shutdown()
         thread.join()
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory):
-    from selenium import webdriver
-    from selenium.webdriver.chrome.service import Service
-
-    options = webdriver.ChromeOptions()
-    options.binary_location = shutil.which("chromium")
-    switches = "headless=new no-sandbox disable-gpu disable-quic no-first-run disable-background-networking "
-    switches += f"disable-component-update disable-sync user-data-dir={tmp_path_factory.mktemp('profile')}"
-    for switch in switches.split():
-        options.add_argument(f"--{switch}")
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    driver = webdriver.Chrome(options=options, service=Service(shutil.which("chromedriver")))
-    yield driver
-    driver.quit()
 
 
 @pytest.fixture

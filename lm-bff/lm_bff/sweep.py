@@ -13,11 +13,7 @@ from __future__ import annotations
 
 import functools
 import itertools
-import multiprocessing
-import os
-import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -36,6 +32,7 @@ from lm_bff.tasks import get_task
 from lm_bff.trials import stored_trial, trial_identity
 from shared import InputError
 from shared.launch import entrypoint
+from shared.workers import spread
 
 
 @dataclass(frozen=True)
@@ -205,43 +202,11 @@ def run_all(planned: Sequence[Planned], processes: int = 1, progress: bool = Tru
             records[number] = named(store, record, one.experiment)
             bar.update()
     with bar:
-        if processes == 1 or len(missing) < 2:
-            for number in missing:
-                bar.set_postfix_str(planned[number].label)
-                records[number] = run_planned(planned[number])
-                bar.update()
-        else:
-            _run_in_processes(planned, missing, min(processes, len(missing)), records, bar)
-    return [records[number] for number in range(len(planned))]
-
-
-def _run_in_processes(planned: Sequence[Planned], missing: list[int], processes: int, records: dict, bar: tqdm) -> None:
-    # Set before the children import torch: threads set afterwards would stay and spin on the cores.
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(processes, mp_context=context, initializer=_start_worker) as pool:
-        running = {pool.submit(run_planned, planned[number]): number for number in missing}
-        for done in as_completed(running):
-            error = done.exception()
-            if error is not None:
-                pool.shutdown(cancel_futures=True)
-                raise error
-            records[running[done]] = done.result()
-            bar.set_postfix_str(planned[running[done]].label)
+        for place, record in spread(run_planned, [planned[number] for number in missing], processes):
+            records[missing[place]] = record
+            bar.set_postfix_str(planned[missing[place]].label)
             bar.update()
-
-
-def _start_worker() -> None:
-    """One thread, and no life after the parent: workers of a killed sweep would go on training unseen."""
-    import torch
-
-    torch.set_num_threads(1)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    multiprocessing.parent_process().join()
-    os._exit(1)
+    return [records[number] for number in range(len(planned))]
 
 
 # ---------------------------------------------------------------------------------------------------------- the table

@@ -11,13 +11,10 @@ Cells run side by side, one per core, in processes of one thread: at these sizes
 import contextlib
 import io
 import logging
-import multiprocessing
-import os
-import threading
 import time
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +25,7 @@ from tqdm.auto import tqdm
 from mlm_masking import glue
 from mlm_masking.blimp import Paradigm, blimp_accuracy, read_paradigms
 from mlm_masking.finished import read_finished, write_finished
+from shared.workers import spread
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 UNTRAINED = "untrained"
@@ -225,39 +223,12 @@ def run_cells(cells: Sequence[Cell], root: Path, probes: Probes, final_blocks: i
     todo = [cell for cell in cells if not CellRun(cell, root, probes, final_blocks).finished()]
     todo.sort(key=lambda cell: -cell.cost)  # so that no core waits at the end
     bar = tqdm(total=len(cells), initial=len(cells) - len(todo), desc="runs", unit="run")
+    run = partial(run_cell, root=root, probes=probes, final_blocks=final_blocks)
     with bar:
-        if processes == 1 or len(todo) < 2:
-            for cell in todo:
-                bar.set_postfix_str(cell.title)
-                run_cell(cell, root, probes, final_blocks)
-                bar.update()
-            return len(todo)
-        # Set before the children import torch: threads set afterwards would stay and spin on the cores.
-        os.environ.setdefault("OMP_NUM_THREADS", "1")
-        context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(min(processes, len(todo)), mp_context=context, initializer=_start_worker) as pool:
-            running = {pool.submit(run_cell, cell, root, probes, final_blocks): cell for cell in todo}
-            for done in as_completed(running):
-                error = done.exception()
-                if error is not None:
-                    pool.shutdown(cancel_futures=True)
-                    raise error
-                bar.set_postfix_str(running[done].title)
-                bar.update()
+        for number, _ in spread(run, todo, processes):
+            bar.set_postfix_str(todo[number].title)
+            bar.update()
     return len(todo)
-
-
-def _start_worker() -> None:
-    """One thread, and no life after the parent: workers of a killed reproduction would go on training unseen."""
-    import torch
-
-    torch.set_num_threads(1)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    multiprocessing.parent_process().join()
-    os._exit(1)
 
 
 def offline_task(name: str, labels: Sequence[str]) -> glue.Task:

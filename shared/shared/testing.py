@@ -55,3 +55,21 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def mirror() -> Path:
     """The mirror folder; for tests marked `mirror`."""
     return Path(os.environ["REPRO_MIRROR"])
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    """Headless Chromium that reaches nothing but this machine; for tests marked `browser`."""
+    from selenium import webdriver
+    from selenium.webdriver.chrome.service import Service
+
+    options = webdriver.ChromeOptions()
+    options.binary_location = shutil.which("chromium")
+    switches = "headless=new no-sandbox disable-gpu disable-quic no-first-run disable-background-networking "
+    switches += f"disable-component-update disable-sync user-data-dir={tmp_path_factory.mktemp('profile')}"
+    for switch in switches.split():
+        options.add_argument(f"--{switch}")
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    driver = webdriver.Chrome(options=options, service=Service(shutil.which("chromedriver")))
+    yield driver
+    driver.quit()

@@ -1,6 +1,5 @@
 """The page in a real browser, on a real server and encoder: a person types a sentence and sees its neighbours."""
 
-import shutil
 import signal
 import subprocess
 import sys
@@ -32,23 +31,6 @@ def url(tmp_path_factory):
         assert process.wait(timeout=60) == 0
     finally:
         process.kill()
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory):
-    from selenium import webdriver
-    from selenium.webdriver.chrome.service import Service
-
-    options = webdriver.ChromeOptions()
-    options.binary_location = shutil.which("chromium")
-    switches = "headless=new no-sandbox disable-gpu disable-quic no-first-run disable-background-networking "
-    switches += f"disable-component-update disable-sync user-data-dir={tmp_path_factory.mktemp('profile')}"
-    for switch in switches.split():
-        options.add_argument(f"--{switch}")
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    driver = webdriver.Chrome(options=options, service=Service(shutil.which("chromedriver")))
-    yield driver
-    driver.quit()
 
 
 @pytest.fixture
