@@ -49,7 +49,7 @@ from shared import hub
 from shared.launch import entrypoint
 from shared.results import Run, over_seeds, write_atomic
 from shared.training import read_metrics
-from shared.workers import spread
+from shared.workers import quiet, spread
 
 log = logging.getLogger(__name__)
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
@@ -130,9 +130,8 @@ def causal_cells(cfg: DictConfig, folder: Path) -> list[Cell]:
 
 def run_cell(cell: Cell) -> None:
     """Train one of them in this process; its own table is not printed."""
-    logging.getLogger("mezo").setLevel(logging.ERROR)
     cfg = composed(cell)
-    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+    with quiet("mezo"), contextlib.redirect_stderr(io.StringIO()):
         train(cfg)
 
 

@@ -8,9 +8,6 @@ leaves one JSON file when it is finished and is never computed again:
 Cells run side by side, one per core, in processes of one thread: at these sizes a second thread gains little.
 """
 
-import contextlib
-import io
-import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -25,7 +22,7 @@ from tqdm.auto import tqdm
 from mlm_masking import glue
 from mlm_masking.blimp import Paradigm, blimp_accuracy, read_paradigms
 from mlm_masking.finished import read_finished, write_finished
-from shared.workers import spread
+from shared.workers import quiet, spread
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 UNTRAINED = "untrained"
@@ -148,8 +145,7 @@ class CellRun:
         if not self.identity["trained"]:
             export(build_model(cfg, text), self.model, text.tokenizer)
             return {}
-        with contextlib.redirect_stdout(io.StringIO()):  # the trainer prints every log line; one bar tells enough
-            done = train(cfg, self.folder, text)
+        done = train(cfg, self.folder, text)
         own = build_masker(cfg, text.vocabulary, seed=cfg.eval.seed)
         heldout = HeldOut(
             text.heldout, text.vocabulary, own, rates=cfg.eval.rates, count=self.final_blocks, seed=cfg.eval.seed,
@@ -206,12 +202,8 @@ class CellRun:
 
 def run_cell(cell: Cell, root: Path, probes: Probes, final_blocks: int) -> None:
     """Compute what is missing of a cell, in this process. Raises InputError."""
-    from transformers.utils import logging as transformers_logging
-
-    transformers_logging.disable_progress_bar()
-    transformers_logging.set_verbosity_error()
-    logging.getLogger("mlm_masking").setLevel(logging.ERROR)
-    CellRun(cell, root, probes, final_blocks).results()
+    with quiet("mlm_masking"):
+        CellRun(cell, root, probes, final_blocks).results()
 
 
 def run_cells(cells: Sequence[Cell], root: Path, probes: Probes, final_blocks: int, processes: int) -> int:

@@ -167,8 +167,9 @@ def command(runs, monkeypatch, capsys):
 
 @pytest.fixture
 def environment(tmp_path):
-    """The environment of a subprocess with runs of its own."""
-    return {**os.environ, "REPRO_RUNS": str(tmp_path / "runs"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    """The environment of a subprocess with runs of its own, and with this process's threads: sums depend on them."""
+    threads = str(torch.get_num_threads())
+    return {**os.environ, "REPRO_RUNS": str(tmp_path / "runs"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": threads}
 
 
 # ------------------------------------------------------------------------------------------------------- pre-training

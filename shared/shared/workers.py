@@ -4,6 +4,9 @@ A model of a million parameters does not fill a second core, and two runs on a c
 after the other on both.
 """
 
+import contextlib
+import io
+import logging
 import multiprocessing
 import os
 import threading
@@ -34,6 +37,31 @@ def spread(work: Callable[[Any], Any], items: Sequence[Any], processes: int) -> 
                 pool.shutdown(cancel_futures=True)
                 raise error
             yield running[done], done.result()
+
+
+@contextlib.contextmanager
+def quiet(package: str) -> Iterator[None]:
+    """Nothing of a run on stdout, and only errors from the log of `package` and from transformers.
+
+    One bar over all runs is what a person wants to see, not the bars and tables of each. What was set before is set
+    again afterwards: with one process the runs are the caller's own process.
+    """
+    from transformers.utils import logging as transformers_logging
+
+    log = logging.getLogger(package)
+    level, verbosity = log.level, transformers_logging.get_verbosity()
+    bars = transformers_logging.is_progress_bar_enabled()
+    log.setLevel(logging.ERROR)
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        log.setLevel(level)
+        transformers_logging.set_verbosity(verbosity)
+        if bars:
+            transformers_logging.enable_progress_bar()
 
 
 def _start_worker() -> None:

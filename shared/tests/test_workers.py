@@ -1,5 +1,6 @@
 """Runs side by side: every item once, errors raised, no worker outlives the process that started it."""
 
+import logging
 import math
 import os
 import signal
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from shared.workers import spread
+from shared.workers import quiet, spread
 
 
 def test_one_process_works_here_and_in_order():
@@ -25,9 +26,24 @@ def test_several_processes_do_every_item_once_and_the_first_error_is_raised_as_i
         list(spread(math.factorial, [1, -1], 2))
 
 
+def test_a_quiet_run_is_silent_and_leaves_the_process_as_it_was(capsys, caplog):
+    from transformers.utils import logging as transformers_logging
+
+    before = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
+    log = logging.getLogger("simcse.something")
+    with pytest.raises(KeyError), quiet("simcse"):
+        print("a table")
+        log.warning("not this")
+        log.error("but this")
+        raise KeyError
+    log.warning("and this again")
+    assert capsys.readouterr().out == "" and [r.getMessage() for r in caplog.records] == ["but this", "and this again"]
+    assert (transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()) == before
+
+
 SCRIPT = """
 import os, time
-from shared.workers import spread
+from shared.workers import quiet, spread
 
 def sleep(path):
     open(path, "w").write(str(os.getpid()))

@@ -10,8 +10,6 @@ of their own, `<cell>/seed-<n>`: a killed reproduction goes on where it was, and
 They run side by side, one per core, in processes of one thread: at 2 layers of 128 a second thread gains little.
 """
 
-import contextlib
-import io
 import json
 import logging
 import os
@@ -31,7 +29,7 @@ from shared import InputError
 from shared.launch import entrypoint
 from shared.results import Run, over_seeds
 from shared.training import read_metrics, run_folder
-from shared.workers import spread
+from shared.workers import quiet, spread
 from simcse import plots
 from simcse.analyze import Analysis, analyze_embeddings, load_pairs
 from simcse.baselines import bag_of_words, random_vectors
@@ -97,18 +95,13 @@ def _training(cell: str, experiment: str, seed: int, folder: Path, more: Iterabl
 
 def run_training(training: Training, data_dir: str | None) -> None:
     """Train one of them in this process; its own table is not printed. Raises InputError."""
-    from transformers.utils import logging as transformers_logging
-
     from simcse.train import train
 
-    # One bar over all trainings is what a person wants to see, not one for every file that a training writes.
-    transformers_logging.disable_progress_bar()
-    logging.getLogger("simcse").setLevel(logging.ERROR)
     GlobalHydra.instance().clear()  # with one process this is the reproduction's own, whose configuration is read
     with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
         cfg = hydra.compose("config", list(training.overrides))
     cfg.output_dir, cfg.eval.data_dir = str(training.folder), data_dir
-    with contextlib.redirect_stdout(io.StringIO()):
+    with quiet("simcse"):
         train(cfg)
 
 
