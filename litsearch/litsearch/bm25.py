@@ -9,36 +9,27 @@ Robertson et al. (1994) with ATIRE's term weights, the form the paper's baseline
     score  = sum over the question's terms, repeats counted, of idf(t) f (k1 + 1) / (f + k1 (1 - b + b dl / avgdl))
 
 What a term adds to a document's score does not depend on the question, so it is computed once and kept in a sparse
-matrix, one column per term (float64, 12 bytes per posting); a question adds up a few columns. The terms are those of
-`litsearch.text`.
+matrix, one column per term (float64, 12 bytes per posting); a question adds up a few columns
+(`litsearch.term_at_a_time`). The terms are those of `litsearch.text`.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from litsearch import storage
-from litsearch.memo import Memo
 from litsearch.postings import Postings
-from litsearch.ranking import top_k
 from litsearch.retrievers import check_search
 from litsearch.text import Numbering, Tokens, terms, tokenize, tokenizer_version
 from shared import InputError
 
-try:
-    from scipy.sparse._sparsetools import csc_matvec
-except ImportError:  # it is not public, and nothing but speed depends on it
-    csc_matvec = None
-
 K1, B, EPSILON = 1.5, 0.75, 0.25
-DENSE_SHARE = 2  # terms in more than half of the keys are added as dense arrays: a few dozen of them
-REMEMBERED_COLUMNS = 100_000
-_ONE = np.ones(1)
 ARRAYS = ("documents", "impacts", "starts", "idf", "lengths")
 
 
@@ -134,23 +125,7 @@ class BM25:
         return documents, impacts
 
     def _set_impacts(self, documents: np.ndarray, impacts: np.ndarray) -> None:
-        # Plain views of memory-mapped arrays: slicing a memmap costs as much as adding up a short column.
         self.documents, self.impacts = np.asarray(documents), np.asarray(impacts)
-        self._columns = Memo(self._column, REMEMBERED_COLUMNS)
-
-    def _column(self, term: str) -> tuple[np.ndarray, ...] | None:
-        """What a term adds to the scores: (pointers, documents, impacts), one dense array, or None (not indexed)."""
-        number = self.vocabulary.get(term)
-        if number is None:
-            return None
-        start, end = int(self.starts[number]), int(self.starts[number + 1])
-        documents, impacts = self.documents[start:end], self.impacts[start:end]
-        if (end - start) * DENSE_SHARE <= len(self.lengths):
-            return np.array([0, end - start], np.int32), documents, impacts
-        # A zero for every key without the term: added faster than scattered, to the same sums.
-        dense = np.zeros(len(self.lengths))
-        dense[documents] = impacts
-        return (dense,)
 
     # ------------------------------------------------------------------------------------------------ saving, loading
 
@@ -208,31 +183,29 @@ class BM25:
     def __len__(self) -> int:
         return len(self.lengths)
 
-    def scores(self, query: Sequence[str], out: np.ndarray | None = None) -> np.ndarray:
-        """Scores of all keys for a list of terms, `(n_keys,)` float64; `out` is filled where it is given."""
-        scores, columns, one = np.empty(len(self)) if out is None else out, self._columns, _ONE
-        scores.fill(0.0)
-        for term in query:
-            column = columns[term]
-            if column is None:
-                continue
-            if len(column) == 1:
-                scores += column[0]
-            elif csc_matvec is None:
-                np.add.at(scores, column[1], column[2])
-            else:  # scores += (a matrix of one column) @ [1.0], in place
-                csc_matvec(len(scores), 1, *column, one, scores)
+    def _numbers(self, queries: Sequence[Sequence[str]]) -> tuple[np.ndarray, np.ndarray]:
+        """The numbers of all queries' terms, those that are not indexed left out, and where each query ends."""
+        known = self.vocabulary
+        numbers = [[known[term] for term in query if term in known] for query in queries]
+        ends = np.cumsum(list(map(len, numbers)), dtype=np.int64)
+        return np.fromiter(chain.from_iterable(numbers), np.int64, int(ends[-1]) if len(ends) else 0), ends
+
+    def scores(self, query: Sequence[str]) -> np.ndarray:
+        """Scores of all keys for a list of terms, `(n_keys,)` float64."""
+        from litsearch.term_at_a_time import add_columns
+
+        scores = np.empty(len(self))
+        add_columns(self._numbers([query])[0], self.starts, self.documents, self.impacts, scores)
         return scores
 
     def search_terms(self, queries: Sequence[Sequence[str]], k: int) -> tuple[np.ndarray, np.ndarray]:
         """The k best keys for lists of terms: positions `(n_queries, k)` int64 and scores float64."""
-        positions, scores = np.empty((len(queries), k), np.int64), np.empty((len(queries), k))
-        all_scores = np.empty(len(self))  # one per call, so that threads may share the index
-        for row, query in enumerate(queries):
-            self.scores(query, out=all_scores)
-            positions[row] = best = top_k(all_scores, k)
-            scores[row] = all_scores[best]
-        return positions, scores
+        from litsearch.term_at_a_time import search
+
+        positions, best = np.empty((len(queries), k), np.int64), np.empty((len(queries), k))
+        room = np.empty(len(self))  # one per call, so that threads may share the index
+        search(*self._numbers(queries), self.starts, self.documents, self.impacts, room, positions, best)
+        return positions, best
 
     def search_scored(self, queries: Sequence[str], k: int) -> tuple[np.ndarray, np.ndarray]:
         """The k best keys for questions: positions `(n_queries, k)` int64 and scores float64.

@@ -61,12 +61,18 @@ def test_other_parameters_are_rank_bm25s_too():
     assert np.array_equal(ours.scores(["t1", "t2", ":"]), theirs.get_scores(["t1", "t2", ":"]))
 
 
-def test_without_the_compiled_loop_scores_are_the_same(monkeypatch):
-    tokens = collection(300, 4)
-    query = ["t1", "t3", "t17", ":"]
-    wanted = BM25.from_tokens(tokens).scores(query).copy()
-    monkeypatch.setattr(module, "csc_matvec", None)
-    assert np.array_equal(BM25.from_tokens(tokens).scores(query), wanted)
+@pytest.mark.parametrize("keys", [1, 20, 63, 64, 65, 1000])
+@pytest.mark.parametrize("values", [2, 7, 10**6])
+def test_the_best_are_those_of_a_stable_sort_whatever_ties_there_are(keys, values):
+    from litsearch.term_at_a_time import keep_best
+
+    rng = np.random.default_rng(keys * values)
+    for k in {1, min(5, keys), keys}:
+        scores = rng.integers(-values, values, keys) / 3
+        positions, best = np.empty(k, np.int64), np.empty(k)
+        keep_best(scores, positions, best)
+        wanted = np.argsort(-scores, kind="stable")[:k]
+        assert np.array_equal(positions, wanted) and np.array_equal(best, scores[wanted])
 
 
 def test_texts_are_searched_by_their_terms():

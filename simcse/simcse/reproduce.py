@@ -69,7 +69,7 @@ def trainings(cfg: DictConfig, folder: Path) -> list[Training]:
     The first seed of the unsupervised cell also leaves its trajectory, for Figure 2.
     """
     at_end = "eval.steps=null"
-    text = f"data.max_examples={cfg.unsup_examples}"
+    text, triplets = f"data.max_examples={cfg.unsup_examples}", f"data.sample={cfg.triplet_examples}"
     follow, silent = (f"eval.trajectory_steps={steps}" for steps in (TRAJECTORY_STEPS, "null"))
     minilm = [f"data.max_examples={cfg.minilm.max_examples}", at_end]
     found = [_training("minilm", "unsup_minilm", cfg.seed, folder, minilm)]
@@ -78,9 +78,12 @@ def trainings(cfg: DictConfig, folder: Path) -> list[Training]:
             more = [f"optim.num_train_epochs={cfg.epochs[cell]}", at_end]
             if cell == "unsup":
                 more += [text, follow if seed == cfg.seeds[0] else silent]
+            else:
+                more.append(triplets)
             found.append(_training(cell, experiment, seed, folder, more))
     for temperature in cfg.temperatures:
-        more = [f"loss.temperature={temperature}", f"optim.num_train_epochs={cfg.epochs.triplets}", at_end]
+        epochs = f"optim.num_train_epochs={cfg.epochs.triplets}"
+        more = [f"loss.temperature={temperature}", epochs, triplets, at_end]
         found.append(_training(f"tau{temperature}", "triplets", cfg.seed, folder, more))
     for name, overrides in cfg.trajectories.items():
         found.append(_training(name, "unsup", cfg.seed, folder, [text, follow, at_end, *overrides]))
