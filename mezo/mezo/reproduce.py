@@ -109,7 +109,8 @@ def masked_cells(cfg: DictConfig, folder: Path) -> list[Cell]:
             common = [f"task={task}", f"model={cfg.masked.model}", f"data.seed={seed}", f"seed={seed}"]
             common += [f"steps={steps}", f"batch_size={batch}"]
             place = folder / "masked" / name / f"seed-{seed}"
-            cells.append(Cell(f"masked {name}", seed, place, (*common, *overrides)))
+            chosen = cfg.masked.chosen.get(name, [])
+            cells.append(Cell(f"masked {name}", seed, place, (*common, *overrides, *chosen)))
     return cells
 
 
@@ -123,6 +124,8 @@ def causal_cells(cfg: DictConfig, folder: Path) -> list[Cell]:
                           f"data.num_test={cfg.causal.num_test}"]  # fmt: skip
                 if name == "icl":
                     common.append(f"evaluation.num_demos={cfg.causal.demonstrations}")
+                if name == "mezo":
+                    common += cfg.causal.chosen.get(task, [])
                 place = folder / "causal" / task / name / f"seed-{seed}"
                 cells.append(Cell(f"{task} {name}", seed, place, (*common, *overrides)))
     return cells

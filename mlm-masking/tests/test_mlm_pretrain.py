@@ -2,8 +2,11 @@
 
 import json
 import math
+import subprocess
+import sys
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,6 +18,7 @@ from mlm_masking.heldout import HeldOut
 from mlm_masking.masker import build_masker
 from mlm_masking.model import MaskedLanguageModel
 from mlm_masking.pretrain import build_arguments, experiment_name, load_text, train
+from mlm_masking.trainer import _LossGuard
 from mlm_masking.vocabulary import Vocabulary
 from shared import InputError
 from shared.plan import experiment_files, runs_of
@@ -316,6 +320,36 @@ def test_loss_that_is_not_finite_ends_the_run_and_names_the_blocks(pretrain_here
     written = json.loads((tmp_path / "run" / "bad_batch_rank0.json").read_text())
     assert len(written["index"]) == 8 and written["update"] > 1
     assert not (tmp_path / "run" / "results.json").exists()
+
+
+def test_the_message_of_a_loss_that_is_not_finite_gives_the_loss_scale_of_fp16(tmp_path):
+    # fp16 with a loss scale needs a GPU: here the guard sees a real scaler, and of the trainer what it looks at.
+    trainer = SimpleNamespace(
+        state=SimpleNamespace(global_step=6),
+        lr_scheduler=SimpleNamespace(get_last_lr=lambda: [0.25]),
+        examples=[(0, torch.tensor([3, 1]))],
+        accelerator=SimpleNamespace(scaler=torch.amp.GradScaler("cpu", init_scale=512.0)),
+        args=SimpleNamespace(output_dir=str(tmp_path / "checkpoints"), process_index=0),
+    )
+    with pytest.raises(InputError, match=r"inf at update 7 \(learning rate 0.25, loss scale 512, epoch 0, blocks 3, 1"):
+        _LossGuard(trainer).watch(torch.tensor(float("inf")))
+    assert json.loads((tmp_path / "bad_batch_rank0.json").read_text())["index"] == [3, 1]
+
+
+def test_a_sweep_by_joblib_trains_each_cell_in_a_folder_of_its_own_and_a_finished_one_never_again(
+    pretrain_overrides, environment, tmp_path
+):
+    runs = tmp_path / "runs" / "mlm-masking" / "laptop"
+    overrides = pretrain_overrides(tmp_path, "optim.max_steps=2", "masking.rate=0.15,0.4", "hydra/launcher=joblib")
+    overrides = [one for one in overrides if not one.startswith("output_dir=")]
+    command = [sys.executable, "-m", "mlm_masking.pretrain", "-m", *overrides, "hydra.launcher.n_jobs=2"]
+    written = []
+    for _ in range(2):
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr[-3000:]
+        written.append({path: path.stat().st_mtime_ns for path in runs.glob("*/results.json")})
+    assert sorted(results(path.parent)["rate"]["corruption"] for path in written[0]) == [0.15, 0.4]
+    assert written[1] == written[0]
 
 
 def test_a_rate_of_less_than_a_token_warns_and_trains_on(pretrain_here, caplog):
