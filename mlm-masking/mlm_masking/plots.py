@@ -123,7 +123,10 @@ def compute_against_loss(points: Mapping[str, Sequence[tuple[float, Mapping[str,
             flops, mean, std, color=COLOURS[index], marker=MARKERS[index], markersize=5.5, linewidth=1.6,
             elinewidth=1.1, capsize=2.5, label=label, zorder=3,
         )  # fmt: skip
-    ax.set(xlabel="FLOPs of the run", ylabel=ylabel, xscale="log")
+    ax.set(xlabel="FLOPs of the run", ylabel=ylabel)
+    every = [each for line in points.values() for each, _ in line]
+    if max(every) > 10 * min(every):  # within a decade, a logarithmic axis has no ticks but crowded minor ones
+        ax.set_xscale("log")
     ax.legend(frameon=False, fontsize=9)
     return figure
 
@@ -141,6 +144,6 @@ def probes_by_rate(panels: Mapping[str, tuple[Curve, Mapping[str, float]]], metr
             ax.axhline(100 * level, color=GREY, linestyle=("--", ":", "-.")[number % 3], linewidth=1.3, label=label)
         ax.set_title(title, fontsize=10, loc="left")
         _percent_axis(ax, [curve])
-        ax.legend(frameon=False, fontsize=8.5)
+        ax.legend(framealpha=0.85, edgecolor="none", fontsize=8.5)  # the level lines may run below it
     axes[0].set_ylabel(metric)
     return figure

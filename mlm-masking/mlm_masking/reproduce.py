@@ -213,7 +213,11 @@ def draw_decoupling(cfg: DictConfig, run: Run) -> None:
 def draw_probes(run: Run, first: str) -> None:
     """The probes of the first size's models, if any were asked."""
     metrics, panels = run.metrics, {}
-    titles = {"finetune": str(metrics["finetune_data"]), "order": "word order", "blimp": "BLiMP"}
+    titles = {
+        "finetune": "fine-tuning, " + str(metrics["finetune_data"]).replace("_", " "),
+        "order": "word order",
+        "blimp": "BLiMP",
+    }
     for name, title in titles.items():
         curve = _curve(metrics["rates"][first], name)
         if curve:
