@@ -78,11 +78,13 @@ class Survivors:
             raise InputError("label search: a class has no proposed word")
         # tables[g][c]: list over groups of at most 64 examples of class g, each (k_g, k_c)
         self.tables: list[list[list[np.ndarray] | None]] = []
-        for g, own_words in enumerate(words):
+        logits = logits[:, np.concatenate(words)]  # of the vocabulary only the proposed words
+        columns = np.split(np.arange(logits.shape[1]), np.cumsum(self.sizes)[:-1])
+        for g, own_words in enumerate(columns):
             own = logits[labels == g]
             groups = [own[i : i + WORD_BITS] for i in range(0, len(own), WORD_BITS)]
             row: list[list[np.ndarray] | None] = []
-            for c, other_words in enumerate(words):
+            for c, other_words in enumerate(columns):
                 if c == g:
                     row.append(None)
                     continue
@@ -100,9 +102,9 @@ class Survivors:
         for g, row in enumerate(self.tables):
             others = [c for c in range(len(row)) if c != g]
             for group in range(len(row[others[0]])):
-                alive = row[others[0]][group][choice[g], choice[others[0]]]
+                alive = _entries(row[others[0]][group], choice[g], choice[others[0]])
                 for c in others[1:]:
-                    alive = alive & row[c][group][choice[g], choice[c]]
+                    alive = alive & _entries(row[c][group], choice[g], choice[c])
                 count = count + np.bitwise_count(alive).astype(np.int32)
         return count
 
@@ -119,6 +121,13 @@ class Survivors:
             choice = [np.intp(i) for i in outer] + list(axes)
             shape = self.sizes[inner:]
             yield number * size, np.broadcast_to(self.right(choice), shape).reshape(-1)
+
+
+def _entries(table: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+    """table[rows, columns], faster where both are plain lists of positions."""
+    if rows.ndim == columns.ndim == 1:
+        return table.ravel().take(rows * table.shape[1] + columns)
+    return table[rows, columns]
 
 
 def _bits(own: np.ndarray, other: np.ndarray, strictly: bool) -> np.ndarray:
@@ -191,13 +200,19 @@ def _first_best(values: np.ndarray, among: np.ndarray, n: int) -> np.ndarray:
 
 def _sampled(survivors: Survivors, sample: int, seed: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     rng = np.random.default_rng(seed)
-    numbers = np.unique(rng.integers(survivors.total, size=sample))
+    numbers = _distinct(rng.integers(survivors.total, size=sample))
     while len(numbers) < sample:  # repetitions are few, and drawn again
         more = rng.integers(survivors.total, size=sample - len(numbers))
-        numbers = np.unique(np.concatenate([numbers, more]))
+        numbers = _distinct(np.concatenate([numbers, more]))
     for start in range(0, sample, BLOCK):
         part = numbers[start : start + BLOCK]
         yield part, survivors.right(np.unravel_index(part, survivors.sizes))
+
+
+def _distinct(numbers: np.ndarray) -> np.ndarray:
+    """np.unique by sorting, which is ten times faster than its hash table."""
+    numbers = np.sort(numbers)
+    return numbers[np.concatenate([[True], numbers[1:] != numbers[:-1]])]
 
 
 def best_regression_pairings(
