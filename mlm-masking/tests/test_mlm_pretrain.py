@@ -348,7 +348,8 @@ def test_a_sweep_by_joblib_trains_each_cell_in_a_folder_of_its_own_and_a_finishe
         done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=tmp_path)
         assert done.returncode == 0, done.stderr[-3000:]
         written.append({path: path.stat().st_mtime_ns for path in runs.glob("*/results.json")})
-    assert sorted(results(path.parent)["rate"]["corruption"] for path in written[0]) == [0.15, 0.4]
+    rates = sorted(results(path.parent)["rate"]["corruption"] for path in written[0])
+    assert rates == pytest.approx([0.15, 0.4])
     assert written[1] == written[0]
 
 
