@@ -188,7 +188,7 @@ class BM25:
         known = self.vocabulary
         numbers = [[known[term] for term in query if term in known] for query in queries]
         ends = np.cumsum(list(map(len, numbers)), dtype=np.int64)
-        return np.fromiter(chain.from_iterable(numbers), np.int64, int(ends[-1]) if len(ends) else 0), ends
+        return np.fromiter(chain.from_iterable(numbers), np.int64), ends
 
     def scores(self, query: Sequence[str]) -> np.ndarray:
         """Scores of all keys for a list of terms, `(n_keys,)` float64."""
@@ -199,7 +199,11 @@ class BM25:
         return scores
 
     def search_terms(self, queries: Sequence[Sequence[str]], k: int) -> tuple[np.ndarray, np.ndarray]:
-        """The k best keys for lists of terms: positions `(n_queries, k)` int64 and scores float64."""
+        """The k best keys for lists of terms: positions `(n_queries, k)` int64 and scores float64.
+
+        Raises InputError for a k outside 1 to the number of keys.
+        """
+        check_search((), k, len(self))  # the compiled loops look at no bounds
         from litsearch.term_at_a_time import search
 
         positions, best = np.empty((len(queries), k), np.int64), np.empty((len(queries), k))

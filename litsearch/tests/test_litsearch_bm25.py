@@ -102,6 +102,8 @@ def test_empty_keys_are_allowed_and_keys_without_any_term_are_not():
 def test_k_outside_the_keys_is_refused(k):
     with pytest.raises(InputError, match=f"k={k}"):
         BM25(KEYS).search(["cats"], k)
+    with pytest.raises(InputError, match=f"k={k}"):
+        BM25(KEYS).search_terms([["cat"]], k)
 
 
 @pytest.mark.parametrize("queries", [[""], ["cats", "  "], [None], "cats"])

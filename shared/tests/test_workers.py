@@ -43,7 +43,7 @@ def test_a_quiet_run_is_silent_and_leaves_the_process_as_it_was(capsys, caplog):
 
 SCRIPT = """
 import os, time
-from shared.workers import quiet, spread
+from shared.workers import spread
 
 def sleep(path):
     open(path, "w").write(str(os.getpid()))
