@@ -1,15 +1,17 @@
 """One pass theta += scale z over fp32 weights on the CPU: nanoseconds per parameter, and a logged step's replay.
 
-    python mezo/bench/perturbation_speed.py                     # 50M parameters
-    python mezo/bench/perturbation_speed.py --parameters 5000000 --rounds 3
+    python mezo/bench/perturbation_speed.py             # 51M parameters, two models, one thread and all: 5 minutes
+    python mezo/bench/perturbation_speed.py --layers 1 --rounds 3
 
 naive     what the release's formula allocates: z = normal(size); p.data = p.data + (1 * z) * eps
-torch     `mezo.spsa.perturb`, the same numbers drawn from a private generator into a reused buffer
-counter   `mezo.spsa.perturb(rng="counter")`, numbers from a counter, made and added in registers and first-level cache
+torch     `mezo.spsa.perturb`, the same numbers made by compiled loops and added where they are made
+counter   `mezo.spsa.perturb(rng="counter")`, numbers from a counter, likewise
 replay    `mezo.trajectory.apply_steps`, per logged step: every piece of the weights takes all steps while it is cached
 
-The weights are those of a transformer (matrices of 512 x 2048 and smaller, vectors). Ways alternate within a round;
-medians are compared, on one thread and on all (drawing from torch's generator is serial, so threads help it little).
+Two models of the same size. "opt": 8 layers of width 512 and the embeddings of 50,272 words, half of all parameters, as
+in an OPT of that width. "layers": 16 such layers and no embeddings. The naive formula needs three temporaries of each
+tensor's size: the C library keeps those of a layer for the next one, and gives those of the embeddings back to the
+system every time. Ways alternate within a round; medians are compared.
 """
 
 import argparse
@@ -34,15 +36,11 @@ EPS = 1e-3
 REPLAYED = 32
 
 
-def weights(count: int) -> list[torch.Tensor]:
-    """Transformer-like tensors, about `count` elements in all."""
-    shapes = [(512, 2048), (2048, 512), (512, 512), (512, 512), (512, 512), (512, 512), (2048,), (512,), (512,), (512,)]
-    tensors, total = [], 0
-    while total < count:
-        for shape in shapes:
-            tensors.append(torch.randn(shape) * 0.02)
-            total += tensors[-1].numel()
-    return tensors
+def weights(model: str, layers: int) -> list[torch.Tensor]:
+    """The tensors of a decoder of width 512, with the embeddings or with as many layers more."""
+    layer = [(512, 512), (512,)] * 4 + [(2048, 512), (2048,), (512, 2048), (512,)] + [(512,)] * 4
+    shapes = [(50_272, 512), (2050, 512)] + layer * layers if model == "opt" else layer * (layers * 2)
+    return [torch.randn(shape) * 0.02 for shape in shapes]
 
 
 def naive(params: list[torch.Tensor], seed: int) -> None:
@@ -77,28 +75,36 @@ def measure(params: list[torch.Tensor], rounds: int) -> dict[str, list[float]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--parameters", type=int, default=50_000_000)
+    parser.add_argument(
+        "--layers", type=int, default=8, help="of the model with embeddings; the other has twice as many"
+    )
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--out", type=Path, help="default: records/<date>-cpu-perturbation.json beside this script")
     options = parser.parse_args()
-    watch = Watch(ROOT, config={"parameters": options.parameters, "rounds": options.rounds})
-    params = weights(options.parameters)
-    count = sum(p.numel() for p in params)
-    results, console = {}, Console()
-    table = Table(
-        "threads", "way", "ns per parameter", "times faster than naive", title=f"{count / 1e6:.0f}M parameters"
-    )
-    for threads in sorted({1, torch.get_num_threads()}):
-        torch.set_num_threads(threads)
-        seconds = measure(params, options.rounds)
-        median = {name: statistics.median(taken) for name, taken in seconds.items()}
-        ratios = {name: median["naive"] / taken for name, taken in median.items()}
-        against_pass = {rng: median[rng] / median[f"replay {rng}"] for rng in ("torch", "counter")}
-        results[str(threads)] = {"seconds": seconds, "median": median, "ratio": ratios, "replay_per_pass": against_pass}
-        for name, taken in median.items():
-            table.add_row(str(threads), name, f"{taken / count * 1e9:.2f}", f"{ratios[name]:.1f}")
+    watch = Watch(ROOT, config={"layers": options.layers, "rounds": options.rounds})
+    console, table = Console(), Table("model", "threads", "way", "ns per parameter", "times faster than naive")
+    results: dict[str, dict] = {}
+    everything = torch.get_num_threads()
+    for model in ("opt", "layers"):
+        params = weights(model, options.layers)
+        count = sum(p.numel() for p in params)
+        results[model] = {"parameters": count}
+        for threads in sorted({1, everything}):
+            torch.set_num_threads(threads)
+            seconds = measure(params, options.rounds)
+            median = {name: statistics.median(taken) for name, taken in seconds.items()}
+            ratios = {name: median["naive"] / taken for name, taken in median.items()}
+            per_pass = {rng: median[rng] / median[f"replay {rng}"] for rng in ("torch", "counter")}
+            results[model][f"{threads} threads"] = {
+                "seconds": seconds,
+                "median": median,
+                "ratio": ratios,
+                "replay_per_pass": per_pass,
+            }
+            for name, taken in median.items():
+                table.add_row(model, str(threads), name, f"{taken / count * 1e9:.2f}", f"{ratios[name]:.1f}")
     console.print(table)
-    record = {"benchmark": "perturbation_speed", "parameters": count, "results": results, "provenance": watch.record()}
+    record = {"benchmark": "perturbation_speed", "results": results, "provenance": watch.record()}
     out = options.out or RECORDS / f"{datetime.now(UTC):%Y-%m-%d}-cpu-perturbation.json"
     out.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(out, json.dumps(record, indent=1) + "\n")

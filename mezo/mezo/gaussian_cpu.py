@@ -6,13 +6,10 @@ default without fastmath), so the bits are those of the definition. Blocks are s
 not depend on the thread that makes it.
 """
 
-import itertools
-from concurrent.futures import ThreadPoolExecutor
-from functools import cache
-
 import numba
 import numpy as np
 
+from mezo.compiled import share_out, wide_vectors
 from mezo.gaussian import ANGLE, BLOCK, COS, LANE, LN2_HIGH, LN2_LOW, LOG, MULTIPLIERS, SIN, SQRT_HALF, WEYL
 
 BLOCKS_PER_THREAD = 32  # fewer are made sooner than handed over
@@ -93,31 +90,35 @@ def _pair(first, second, radius, bits, cosine_out, sine_out):
 
 
 @numba.njit(cache=True, inline="always")
-def _block(z, x0, x1, x2, x3, radius, bits, low, high, parameter, block):
-    _words(x0, x1, x2, x3, low, high, parameter, block)
-    _pair(x0, x1, radius, bits, z[:LANE], z[LANE : 2 * LANE])
-    _pair(x2, x3, radius, bits, z[2 * LANE : 3 * LANE], z[3 * LANE :])
+def _put(out, z, begin, scale, add):
+    """One lane, whose first number belongs to out[begin], as far as it lies in `out`."""
+    first = max(0, begin)
+    last = max(first, min(out.size, begin + LANE))
+    target, source = out[first:last], z[first - begin : last - begin]
+    if add:
+        for j in range(target.size):
+            target[j] += scale * source[j]
+    else:
+        for j in range(target.size):
+            target[j] = source[j]
 
 
 @numba.njit(cache=True, nogil=True)
 def _run(out, low, high, parameter, start, scale, add, first, last):
     """Blocks `first` to `last` (exclusive) of the parameter, as far as they lie in `out`."""
+    wide_vectors()
     x0, x1, x2, x3 = np.empty(LANE, u32), np.empty(LANE, u32), np.empty(LANE, u32), np.empty(LANE, u32)
-    radius = np.empty(LANE, f32)
+    radius, cosine, sine = np.empty(LANE, f32), np.empty(LANE, f32), np.empty(LANE, f32)
     bits = radius.view(i32)
-    z = np.empty(BLOCK, f32)
     for block in range(first, last):
-        _block(z, x0, x1, x2, x3, radius, bits, low, high, parameter, block)
-        begin = max(start, block * BLOCK)
-        end = min(start + out.size, (block + 1) * BLOCK)
-        target = out[begin - start : end - start]
-        source = z[begin - block * BLOCK : end - block * BLOCK]
-        if add:
-            for j in range(target.size):
-                target[j] += scale * source[j]
-        else:
-            for j in range(target.size):
-                target[j] = source[j]
+        begin = block * BLOCK - start
+        _words(x0, x1, x2, x3, low, high, parameter, block)
+        _pair(x0, x1, radius, bits, cosine, sine)
+        _put(out, cosine, begin, scale, add)
+        _put(out, sine, begin + LANE, scale, add)
+        _pair(x2, x3, radius, bits, cosine, sine)
+        _put(out, cosine, begin + 2 * LANE, scale, add)
+        _put(out, sine, begin + 3 * LANE, scale, add)
 
 
 def add_normal(
@@ -133,23 +134,9 @@ def fill_normal(out: np.ndarray, low: int, high: int, parameter: int, start: int
 
 
 def _with_threads(out, low, high, parameter, start, scale, add, threads) -> None:
-    """Share the blocks out. Plain threads that release the GIL: OpenMP's would spin between calls and take the cores
-    from the forward passes."""
     if out.size == 0:
         return
     first, last = start // BLOCK, (start + out.size - 1) // BLOCK + 1
-    threads = max(1, min(threads, (last - first) // BLOCKS_PER_THREAD))
     settings = (out, u32(low), u32(high), u32(parameter), int(start), f32(scale), add)
-    if threads == 1:
-        _run(*settings, first, last)
-        return
-    cuts = [first + k * (last - first) // threads for k in range(threads + 1)]
-    others = [_pool(threads - 1).submit(_run, *settings, a, b) for a, b in itertools.pairwise(cuts[1:])]
-    _run(*settings, cuts[0], cuts[1])
-    for other in others:
-        other.result()
-
-
-@cache
-def _pool(workers: int) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(workers, thread_name_prefix="normal")
+    threads = max(1, min(threads, (last - first) // BLOCKS_PER_THREAD))
+    share_out(lambda begin, end: _run(*settings, begin, end), first, last, threads)

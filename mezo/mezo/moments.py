@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from mezo.spsa import pieces
+from mezo.torch_stream import PIECE
 from mezo.trajectory import Step
 from shared import InputError
 
@@ -58,7 +59,7 @@ class StoredMoments(_Moments):
     def apply(self, named, step: Step, weight_decay: float, decayed: Sequence[bool]) -> None:
         self.count += 1
         offsets = [0] * len(self.params)
-        for number, part, draw in pieces(self.params, step.seed, self.rng):
+        for number, part, draw in pieces(self.params, step.seed, self.rng, PIECE):
             here = slice(offsets[number], offsets[number] + part.numel())
             offsets[number] = here.stop
             z = torch.zeros_like(part)
@@ -89,7 +90,7 @@ class RecomputedMoments(_Moments):
         self.count += 1
         self.window.append(step)
         past = list(self.window)
-        streams = [pieces(self.params, one.seed, self.rng, 1 << 18) for one in past]
+        streams = [pieces(self.params, one.seed, self.rng, PIECE) for one in past]
         for together in zip(*streams, strict=True):
             number, part, _ = together[0]
             first = torch.zeros(part.numel(), dtype=torch.float32, device=part.device)

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from mezo.slices import InSlices
-from mezo.spsa import RNGS, Mask, _counter_draw, _torch_draw, _torch_pieces
+from mezo.spsa import RNGS, Mask, counter_draw, torch_draw
+from mezo.torch_stream import TorchStream
 from shared import InputError
 
 SLICE, SLICES = 1 << 20, 256
@@ -95,17 +96,15 @@ class OnTheFly:
 
     def _draw(
         self, flat: Tensor, seed: int, number: int, scale: float, mask: Mask | None, begin: int = 0,
-        generator: torch.Generator | None = None,
+        stream: TorchStream | None = None,
     ) -> None:  # fmt: skip
-        """flat += scale z of parameter `number` from element `begin` on; a generator stands there already."""
+        """flat += scale z of parameter `number` from element `begin` on; a stream stands there already."""
         if self.rng == "counter":
-            _counter_draw(seed, number, begin)(flat, scale, mask)
+            counter_draw(seed, number, begin)(flat, scale, mask)
             return
-        if generator is None:
-            generator = torch.Generator(flat.device)
-            generator.set_state(self._state(seed, number))
-        for start, stop in _torch_pieces(flat, 1 << 18):
-            _torch_draw(generator, number, begin + start)(flat[start:stop], scale, mask)
+        if stream is None:
+            stream = TorchStream(seed, flat.device).set_state(self._state(seed, number))
+        torch_draw(stream, number, begin)(flat, scale, mask)
 
     def _slices(
         self, original: Tensor, seed: int, number: int, scale: float, mask: Mask | None
@@ -116,15 +115,14 @@ class OnTheFly:
         cuts = [*range(0, rows, step), rows]
         if len(cuts) > 2 and (cuts[-1] - cuts[-2]) * width < 16:
             del cuts[-2]
-        generator = None
+        stream = None
         if self.rng == "torch":
-            generator = torch.Generator(original.device)
-            generator.set_state(self._state(seed, number))
+            stream = TorchStream(seed, original.device).set_state(self._state(seed, number))
         for start, stop in itertools.pairwise(cuts):
 
             def make(start: int = start, stop: int = stop) -> Tensor:
                 copy = original.detach()[start:stop].clone(memory_format=torch.contiguous_format)
-                self._draw(copy.view(-1), seed, number, scale, mask, start * width, generator)
+                self._draw(copy.view(-1), seed, number, scale, mask, start * width, stream)
                 return copy
 
             yield start, stop, make
@@ -133,13 +131,11 @@ class OnTheFly:
         """The generator's state before parameter `number`: found by drawing once through all of them."""
         if self._seed != seed:
             self._seed, self._states = seed, []
-            generators: dict[torch.device, torch.Generator] = {}
+            streams: dict[torch.device, TorchStream] = {}
             for tensor in self.params:
-                generator = generators.setdefault(tensor.device, torch.Generator(tensor.device).manual_seed(seed))
-                self._states.append(generator.get_state())
-                buffer = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
-                for start, stop in _torch_pieces(tensor.detach().reshape(-1), 1 << 18):
-                    buffer.resize_(stop - start).normal_(generator=generator)
+                stream = streams.setdefault(tensor.device, TorchStream(seed, tensor.device))
+                self._states.append(stream.get_state())
+                stream.skip(tensor.detach().reshape(-1))
         return self._states[number]
 
 

@@ -6,24 +6,22 @@
 z is as large as the model, but it is a function of a seed: whoever needs it draws it again and adds it piece by piece,
 so a step needs the memory of inference. Two kinds of random numbers give the same algorithm:
 
-    torch     a private torch.Generator with that seed, whole tensors in the order of the parameters: the numbers of the
-              authors' release, and the same trajectories. One stream, so it is drawn in order, on one thread
+    torch     `mezo.torch_stream`: the numbers of a private torch.Generator with that seed, whole tensors in the order
+              of the parameters: those of the authors' release, and the same trajectories. One stream, drawn in order
     counter   `mezo.gaussian`: element e of parameter k is a function of (seed, k, e): any order, any piece, any device
 
 Nothing here touches torch's global generator, and nothing here knows of models, data or logs.
 """
 
-import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor
 
 from mezo.gaussian import add_normal_, normal
+from mezo.torch_stream import PIECE, TorchStream, cuts
 
 RNGS = ("torch", "counter")
-# Elements drawn at once: a buffer of 1 MiB stays in the second-level cache between drawing and adding.
-PIECE = 1 << 18
 Parameters = Iterable[Tensor] | Iterable[tuple[str, Tensor]]
 
 
@@ -83,24 +81,23 @@ def pieces(params: Parameters, seed: int, rng: str, piece: int | None = None) ->
     """(parameter number, flat view of a piece, draw) in order; `draw(part, scale, mask)` adds scale * z to it in place.
 
     The torch stream must be drawn for every piece, in order; a caller that skips one calls `draw(part, 0.0, None)`.
-    piece: elements of a piece, a multiple of 4096. Default: 1 MiB for torch, whole tensors for counter.
+    piece: elements of a piece, a multiple of 4096. Default: whole tensors.
     """
     if rng not in RNGS:
         raise ValueError(f"rng={rng!r}: choose torch or counter")
-    generators: dict[torch.device, torch.Generator] = {}
+    streams: dict[torch.device, TorchStream] = {}
     for number, item in enumerate(params):
         tensor = (item[1] if isinstance(item, tuple) else item).detach()
         flat, write_back = _flat(tensor)
+        size = piece or max(1, flat.numel())
         if rng == "counter":
-            size = piece or max(1, flat.numel())
             for start in range(0, flat.numel(), size):
-                yield number, flat[start : start + size], _counter_draw(seed, number, start)
+                yield number, flat[start : start + size], counter_draw(seed, number, start)
         else:
-            device = tensor.device
-            if device not in generators:
-                generators[device] = torch.Generator(device).manual_seed(seed)
-            for start, stop in _torch_pieces(flat, piece or PIECE):
-                yield number, flat[start:stop], _torch_draw(generators[device], number, start)
+            if tensor.device not in streams:
+                streams[tensor.device] = TorchStream(seed, tensor.device)
+            for start, stop in cuts(flat, size):
+                yield number, flat[start:stop], torch_draw(streams[tensor.device], number, start)
         if write_back:
             tensor.copy_(flat.view(tensor.shape))
 
@@ -112,42 +109,29 @@ def _flat(tensor: Tensor) -> tuple[Tensor, bool]:
     return tensor.contiguous().view(-1), True
 
 
-def _torch_pieces(flat: Tensor, piece: int) -> Iterator[tuple[int, int]]:
-    """Cuts under which torch's CPU generator gives the same numbers as in one call: multiples of 16, a last one >= 16.
+def torch_draw(stream: TorchStream, number: int, start: int) -> Draw:
+    """For a piece that begins at element `start` of parameter `number`, where the stream stands."""
 
-    On CUDA the numbers depend on the launch, so only whole tensors give the release's.
-    """
-    count = flat.numel()
-    if flat.is_cuda or count <= piece:
-        if count:
-            yield 0, count
-        return
-    piece -= piece % 16
-    cuts = [*range(0, count, piece), count]
-    if cuts[-1] - cuts[-2] < 16:
-        del cuts[-2]
-    yield from itertools.pairwise(cuts)
-
-
-def _torch_draw(generator: torch.Generator, number: int, start: int) -> Draw:
     def draw(part: Tensor, scale: float, mask: Mask | None) -> None:
-        # Half precision weights get half precision numbers, as in the release.
-        z = torch.empty_like(part).normal_(generator=generator)
-        if mask is not None:
-            z = mask.apply(z, number, start)
         if not scale:
-            return
-        # Product and sum apart: a fused multiply-add would be used for most elements and not for those at the ends of
-        # pieces and threads, and a replay in other pieces would differ in last bits.
-        if part.element_size() >= 4:
-            part.add_(z.mul_(scale))
+            stream.skip(part)
+        elif mask is None:
+            stream.add_normal_(part, scale)
         else:
-            part.copy_(part.float().add_(z.float().mul_(scale)))
+            for begin, end in cuts(part):
+                some = part[begin:end]
+                z = mask.apply(stream.normal_(torch.empty_like(some)), number, start + begin)
+                if some.element_size() >= 4:
+                    some.add_(z.mul_(scale))
+                else:
+                    some.copy_(some.float().add_(z.float().mul_(scale)))
 
     return draw
 
 
-def _counter_draw(seed: int, number: int, start: int) -> Draw:
+def counter_draw(seed: int, number: int, start: int) -> Draw:
+    """For a piece that begins at element `start` of parameter `number`."""
+
     def draw(part: Tensor, scale: float, mask: Mask | None) -> None:
         if not scale:
             return
@@ -170,11 +154,13 @@ def directions(params: Parameters, seed: int, rng: str = "torch") -> Iterator[Te
         if rng == "counter":
             yield normal_like(tensor, seed, number)
     if rng == "torch":
-        generators: dict[torch.device, torch.Generator] = {}
+        streams: dict[torch.device, TorchStream] = {}
         for item in params:
             tensor = item[1] if isinstance(item, tuple) else item
-            generator = generators.setdefault(tensor.device, torch.Generator(tensor.device).manual_seed(seed))
-            yield torch.empty_like(tensor, memory_format=torch.contiguous_format).normal_(generator=generator)
+            stream = streams.setdefault(tensor.device, TorchStream(seed, tensor.device))
+            z = torch.empty_like(tensor, memory_format=torch.contiguous_format)
+            stream.normal_(z.view(-1))
+            yield z
 
 
 def normal_like(tensor: Tensor, seed: int, number: int) -> Tensor:

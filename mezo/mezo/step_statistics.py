@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from mezo.spsa import pieces
+from mezo.torch_stream import PIECE
 from mezo.trajectory import Step
 
 log = logging.getLogger(__name__)
@@ -29,7 +30,7 @@ def length_of_move(named: Sequence[tuple[str, Tensor]], seed: int, eps: float, r
     """eps ||z|| of one direction, drawn piece by piece."""
     total = 0.0
     params = [tensor for _, tensor in named]
-    for _, part, draw in pieces(params, seed, rng, 1 << 18):
+    for _, part, draw in pieces(params, seed, rng, PIECE):
         z = torch.zeros_like(part)
         draw(z, 1.0, None)
         total += float(z.double().square().sum())
