@@ -18,6 +18,22 @@ def fused(context, a, b, c):
 
 
 @intrinsic
+def bits_of(context, a):
+    """The bits of an fp32 number as int32."""
+    return types.int32(types.float32), lambda context, builder, signature, arguments: builder.bitcast(
+        arguments[0], ir.IntType(32)
+    )
+
+
+@intrinsic
+def float_of(context, a):
+    """The fp32 number of int32 bits."""
+    return types.float32(types.int32), lambda context, builder, signature, arguments: builder.bitcast(
+        arguments[0], ir.FloatType()
+    )
+
+
+@intrinsic
 def wide_vectors(context):
     """Let LLVM use 512 bit vectors in the function that calls this. Where a machine has them, LLVM holds back to 256
     by default: a choice made for the first of them, whose clock fell. Means nothing elsewhere."""

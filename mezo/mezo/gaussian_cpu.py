@@ -9,7 +9,7 @@ not depend on the thread that makes it.
 import numba
 import numpy as np
 
-from mezo.compiled import share_out, wide_vectors
+from mezo.compiled import bits_of, float_of, share_out, wide_vectors
 from mezo.gaussian import ANGLE, BLOCK, COS, LANE, LN2_HIGH, LN2_LOW, LOG, MULTIPLIERS, SIN, SQRT_HALF, WEYL
 
 BLOCKS_PER_THREAD = 32  # fewer are made sooner than handed over
@@ -19,7 +19,7 @@ W0, W1 = u32(WEYL[0]), u32(WEYL[1])
 L0, L1, L2, L3, L4, L5, L6, L7, L8 = (f32(c) for c in LOG)
 S0, S1, S2 = (f32(c) for c in SIN)
 C0, C1, C2 = (f32(c) for c in COS)
-HIGH, LOW, ROOT = f32(LN2_HIGH), f32(LN2_LOW), f32(SQRT_HALF)
+HIGH, LOW, ROOT_BITS = f32(LN2_HIGH), f32(LN2_LOW), f32(SQRT_HALF).view(i32)
 TURN, HALF, ONE, TWO, STEP = f32(ANGLE), f32(0.5), f32(1.0), f32(2.0), f32(2.0**-23)
 
 
@@ -43,55 +43,64 @@ def _words(x0, x1, x2, x3, low, high, parameter, block):
 
 
 @numba.njit(cache=True, inline="always")
-def _pair(first, second, radius, bits, cosine_out, sine_out):
-    """Box-Muller of one lane: two lanes of z. `bits` is the memory of `radius`, seen as int32."""
+def _numbers(first, second):
+    """Box-Muller of one pair of words, operation by operation as in `gaussian`."""
+    b = bits_of((f32(i32(first >> u32(9))) + HALF) * STEP)
+    # Exponent and mantissa as in the definition, the mantissa in [sqrt(1/2), sqrt(2)) without a comparison.
+    # Every int32 result is named as one: numba would go on in 64 bits.
+    b = i32(b - ROOT_BITS)
+    e = f32(i32(b >> i32(23)))
+    x = float_of(i32(i32(b & i32(0x7FFFFF)) + ROOT_BITS)) - ONE
+    y = L0 * x + L1
+    y = y * x + L2
+    y = y * x + L3
+    y = y * x + L4
+    y = y * x + L5
+    y = y * x + L6
+    y = y * x + L7
+    y = y * x + L8
+    square = x * x
+    y = y * x * square
+    y = y + e * LOW
+    y = y - HALF * square
+    radius = np.sqrt(-TWO * ((x + y) + e * HIGH))
+    shifted = u32(second + u32(0x20000000))
+    a = f32(i32(i32(shifted & u32(0x3FFFFFFF)) - i32(0x20000000))) * TURN
+    square = a * a
+    sine = ((S0 * square + S1) * square + S2) * square * a + a
+    cosine = ((C0 * square + C1) * square + C2) * square * square - HALF * square + ONE
+    swap = (shifted & u32(0x40000000)) != u32(0)
+    c = sine if swap else cosine
+    s = cosine if swap else sine
+    # Signs: the cosine is negative in the second and third quadrant, the sine in the third and fourth.
+    c = float_of(i32(bits_of(c) ^ i32(u32(u32(shifted ^ u32(shifted << u32(1))) & u32(0x80000000)))))
+    s = float_of(i32(bits_of(s) ^ i32(u32(shifted & u32(0x80000000)))))
+    return radius * c, radius * s
+
+
+@numba.njit(cache=True, inline="always")
+def _pair(first, second, out, begin, scale, add, cosine, sine):
+    """Two lanes, the first of which belongs to out[begin]; `cosine` and `sine` are room for two lanes."""
+    if begin >= 0 and begin + 2 * LANE <= out.size:
+        one, two = out[begin : begin + LANE], out[begin + LANE : begin + 2 * LANE]
+        if add:
+            for j in range(LANE):
+                c, s = _numbers(first[j], second[j])
+                one[j] += scale * c
+                two[j] += scale * s
+        else:
+            for j in range(LANE):
+                one[j], two[j] = _numbers(first[j], second[j])
+        return
     for j in range(LANE):
-        radius[j] = (f32(i32(first[j] >> u32(9))) + HALF) * STEP
-    for j in range(LANE):
-        b = bits[j]
-        exponent = (b >> i32(23)) - i32(126)
-        bits[j] = (b & i32(0x7FFFFF)) | i32(0x3F000000)
-        cosine_out[j] = f32(exponent)
-    for j in range(LANE):
-        mantissa, e = radius[j], cosine_out[j]
-        small = mantissa < ROOT
-        x = (mantissa + mantissa if small else mantissa) - ONE
-        e = e - ONE if small else e
-        y = L0 * x + L1
-        y = y * x + L2
-        y = y * x + L3
-        y = y * x + L4
-        y = y * x + L5
-        y = y * x + L6
-        y = y * x + L7
-        y = y * x + L8
-        square = x * x
-        y = y * x * square
-        y = y + e * LOW
-        y = y - HALF * square
-        radius[j] = np.sqrt(-TWO * ((x + y) + e * HIGH))
-    for j in range(LANE):
-        word = second[j]
-        shifted = u32(word + u32(0x20000000))
-        quadrant = i32(shifted >> u32(30))
-        rest = i32(shifted & u32(0x3FFFFFFF)) - i32(0x20000000)
-        a = f32(rest) * TURN
-        square = a * a
-        sine = ((S0 * square + S1) * square + S2) * square * a + a
-        cosine = ((C0 * square + C1) * square + C2) * square * square - HALF * square + ONE
-        swap = (quadrant & i32(1)) == i32(1)
-        c = sine if swap else cosine
-        s = cosine if swap else sine
-        c = -c if (quadrant == i32(1)) or (quadrant == i32(2)) else c
-        s = -s if quadrant >= i32(2) else s
-        r = radius[j]
-        cosine_out[j] = r * c
-        sine_out[j] = r * s
+        cosine[j], sine[j] = _numbers(first[j], second[j])
+    _put(out, cosine, begin, scale, add)
+    _put(out, sine, begin + LANE, scale, add)
 
 
 @numba.njit(cache=True, inline="always")
 def _put(out, z, begin, scale, add):
-    """One lane, whose first number belongs to out[begin], as far as it lies in `out`."""
+    """One lane as far as it lies in `out`."""
     first = max(0, begin)
     last = max(first, min(out.size, begin + LANE))
     target, source = out[first:last], z[first - begin : last - begin]
@@ -108,17 +117,12 @@ def _run(out, low, high, parameter, start, scale, add, first, last):
     """Blocks `first` to `last` (exclusive) of the parameter, as far as they lie in `out`."""
     wide_vectors()
     x0, x1, x2, x3 = np.empty(LANE, u32), np.empty(LANE, u32), np.empty(LANE, u32), np.empty(LANE, u32)
-    radius, cosine, sine = np.empty(LANE, f32), np.empty(LANE, f32), np.empty(LANE, f32)
-    bits = radius.view(i32)
+    cosine, sine = np.empty(LANE, f32), np.empty(LANE, f32)
     for block in range(first, last):
         begin = block * BLOCK - start
         _words(x0, x1, x2, x3, low, high, parameter, block)
-        _pair(x0, x1, radius, bits, cosine, sine)
-        _put(out, cosine, begin, scale, add)
-        _put(out, sine, begin + LANE, scale, add)
-        _pair(x2, x3, radius, bits, cosine, sine)
-        _put(out, cosine, begin + 2 * LANE, scale, add)
-        _put(out, sine, begin + 3 * LANE, scale, add)
+        _pair(x0, x1, out, begin, scale, add, cosine, sine)
+        _pair(x2, x3, out, begin + 2 * LANE, scale, add, cosine, sine)
 
 
 def add_normal(

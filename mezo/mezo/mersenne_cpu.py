@@ -16,7 +16,7 @@ torch may differ, so `torch_stream` compares some thousand numbers with torch's 
 import numba
 import numpy as np
 
-from mezo.compiled import copy_eight, fused, share_out, wide_vectors
+from mezo.compiled import bits_of, copy_eight, float_of, fused, share_out, wide_vectors
 from mezo.gaussian import COS, LN2_HIGH, LN2_LOW, LOG, SIN, SQRT_HALF
 
 WORDS = 624  # of the twister's state
@@ -27,7 +27,7 @@ UPPER, LOWER, MATRIX = u32(0x80000000), u32(0x7FFFFFFF), u32(0x9908B0DF)
 L0, L1, L2, L3, L4, L5, L6, L7, L8 = (f32(c) for c in LOG)
 S0, S1, S2 = (f32(c) for c in SIN)
 C0, C1, C2 = (f32(c) for c in COS)
-HIGH, LOW, ROOT = f32(LN2_HIGH), f32(LN2_LOW), f32(SQRT_HALF)
+HIGH, LOW, ROOT_BITS, SIGN = f32(LN2_HIGH), f32(LN2_LOW), f32(SQRT_HALF).view(i32), i32(-(2**31))
 ZERO, HALF, ONE, TWO, STEP = f32(0.0), f32(0.5), f32(1.0), f32(2.0), f32(2.0**-24)
 TWO_PI, FOUR_OVER_PI = f32(2 * np.pi), f32(4 / np.pi)
 # pi/4 in three parts, so that subtracting a multiple of it loses nothing
@@ -85,56 +85,54 @@ def _take(state, place, spare, out, count):
         done += some
 
 
+@numba.njit(cache=True, inline="always")
+def _numbers(first, second):
+    """Box-Muller of one pair of 24-bit words, operation by operation as torch's AVX2 code does it."""
+    # Every int32 result is named as one: numba would go on in 64 bits.
+    b = bits_of(ONE - f32(i32(first)) * STEP)
+    # The exponent, and the mantissa in [sqrt(1/2), sqrt(2)): the same as with torch's comparison.
+    b = i32(b - ROOT_BITS)
+    e = f32(i32(b >> i32(23)))
+    x = float_of(i32(i32(b & i32(0x7FFFFF)) + ROOT_BITS)) - ONE
+    square = x * x
+    y = fused(L0, x, L1)
+    y = fused(y, x, L2)
+    y = fused(y, x, L3)
+    y = fused(y, x, L4)
+    y = fused(y, x, L5)
+    y = fused(y, x, L6)
+    y = fused(y, x, L7)
+    y = fused(y, x, L8)
+    y = fused(y * x, square, e * LOW)
+    y = fused(-square, HALF, y)
+    radius = np.sqrt(-TWO * fused(e, HIGH, x + y))
+    x = TWO_PI * (f32(i32(second)) * STEP)
+    octant = i32(i32(i32(x * FOUR_OVER_PI) + i32(1)) & i32(~1))
+    y = f32(octant)
+    x = fused(y, P2, fused(y, P1, fused(y, P0, x)))
+    square = x * x
+    c = fused(fused(C0, square, C1), square, C2) * square
+    c = fused(c, square, -(square * HALF)) + ONE
+    s = fused(fused(S0, square, S1), square, S2) * square
+    s = fused(s, x, x)
+    swap = i32(octant & i32(2)) != i32(0)
+    sine = c if swap else s
+    cosine = s if swap else c
+    # Signs: the sine is negative in octants 4 to 7, the cosine in 2 to 5.
+    sine = float_of(i32(bits_of(sine) ^ SIGN & i32(octant << i32(29))))
+    cosine = float_of(i32(bits_of(cosine) ^ SIGN & i32(i32(octant + i32(2)) << i32(29))))
+    return radius * cosine + ZERO, radius * sine + ZERO  # torch adds the mean: -0 becomes 0
+
+
 @numba.njit(cache=True)
-def _box_muller(words, first, second, radius, angle, cosine):
-    """Words -> cosine halves in `cosine`, sine halves in `angle`. All other arrays have half the number of words."""
+def _box_muller(words, first, second, cosine, sine):
+    """16 words and more -> their numbers; the other arrays have half the number of words."""
     wide_vectors()
-    count = radius.size
-    for k in range(0, count, 8):
+    for k in range(0, cosine.size, 8):
         copy_eight(first, k, words, 2 * k)
         copy_eight(second, k, words, 2 * k + 8)
-    bits = radius.view(i32)
-    for j in range(count):
-        radius[j] = ONE - f32(i32(first[j])) * STEP
-    for j in range(count):
-        b = bits[j]
-        cosine[j] = f32((b >> i32(23)) - i32(126))  # the exponent; its array is free as yet
-        bits[j] = (b & i32(0x7FFFFF)) | i32(0x3F000000)
-    for j in range(count):
-        mantissa, e = radius[j], cosine[j]
-        small = mantissa < ROOT
-        x = (mantissa + mantissa if small else mantissa) - ONE
-        e = e - ONE if small else e
-        square = x * x
-        y = fused(L0, x, L1)
-        y = fused(y, x, L2)
-        y = fused(y, x, L3)
-        y = fused(y, x, L4)
-        y = fused(y, x, L5)
-        y = fused(y, x, L6)
-        y = fused(y, x, L7)
-        y = fused(y, x, L8)
-        y = fused(y * x, square, e * LOW)
-        y = fused(-square, HALF, y)
-        radius[j] = np.sqrt(-TWO * fused(e, HIGH, x + y))
-    for j in range(count):
-        x = TWO_PI * (f32(i32(second[j])) * STEP)
-        octant = (i32(x * FOUR_OVER_PI) + i32(1)) & i32(~1)
-        y = f32(octant)
-        x = fused(y, P2, fused(y, P1, fused(y, P0, x)))
-        square = x * x
-        c = fused(fused(C0, square, C1), square, C2) * square
-        c = fused(c, square, -(square * HALF)) + ONE
-        s = fused(fused(S0, square, S1), square, S2) * square
-        s = fused(s, x, x)
-        swap = (octant & i32(2)) != i32(0)
-        sine = c if swap else s
-        cos = s if swap else c
-        sine = -sine if (octant & i32(4)) != i32(0) else sine
-        cos = -cos if ((octant - i32(2)) & i32(4)) == i32(0) else cos
-        r = radius[j]
-        cosine[j] = r * cos + ZERO  # torch adds the mean: -0 becomes 0
-        angle[j] = r * sine + ZERO
+    for j in range(cosine.size):
+        cosine[j], sine[j] = _numbers(first[j], second[j])
 
 
 @numba.njit(cache=True, nogil=True)
@@ -143,17 +141,17 @@ def _run(state, place, out, scale, add):
     wide_vectors()
     half = CHUNK // 2
     spare, words, first, second = np.empty(WORDS, u32), np.empty(CHUNK, u32), np.empty(half, u32), np.empty(half, u32)
-    radius, angle, cosine, numbers = np.empty(half, f32), np.empty(half, f32), np.empty(half, f32), np.empty(CHUNK, f32)
+    cosine, sine, numbers = np.empty(half, f32), np.empty(half, f32), np.empty(CHUNK, f32)
     for start in range(0, out.size, CHUNK):
         some = min(CHUNK, out.size - start)
         half = some // 2
         _take(state, place, spare, words, some)
-        _box_muller(words, first, second, radius[:half], angle, cosine)
+        _box_muller(words, first, second, cosine[:half], sine)
         target = out[start : start + some]
         z = numbers if add else target
         for k in range(0, half, 8):
             copy_eight(z, 2 * k, cosine, k)
-            copy_eight(z, 2 * k + 8, angle, k)
+            copy_eight(z, 2 * k + 8, sine, k)
         if add:
             for k in range(some):
                 target[k] += scale * z[k]
