@@ -30,7 +30,7 @@ from shared import InputError
 FORMAT = "mezo-trajectory-1"
 RECORD = struct.Struct("<QfdI")
 RECORDS_PER_PASS = 256
-PIECE_OF_REPLAY = 1 << 18  # 1 MiB: in the second-level cache, and enough for two threads
+PIECE_OF_REPLAY = 1 << 18  # elements per thread: 1 MiB, in the second-level cache
 
 
 @dataclass(frozen=True)
@@ -249,7 +249,8 @@ def apply_steps(
             tensor.data = tensor.data.contiguous()
     for begin in range(0, len(steps), RECORDS_PER_PASS):
         some = steps[begin : begin + RECORDS_PER_PASS]
-        streams = [pieces(tensors, step.seed, rng, PIECE_OF_REPLAY) for step in some]
+        piece = PIECE_OF_REPLAY * torch.get_num_threads()
+        streams = [pieces(tensors, step.seed, rng, piece) for step in some]
         for together in zip(*streams, strict=True):
             for step, (number, part, draw) in zip(some, together, strict=True):
                 apply_one(part, draw, step, weight_decay if not decayed or decayed[number] else 0.0)
