@@ -11,7 +11,6 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +19,13 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from mezo.medium import release_seeds
 from mezo.modes import trainable
 from mezo.optimizer import MeZO
 from mezo.preflight import check_model, check_response
 from mezo.problem import Problem
 from mezo.progress import BatchOrder, JsonLines, Pace, best_step, evaluation_steps
-from mezo.scales import block_scales
+from mezo.scales import EpochScales, block_lengths, block_scales
 from mezo.step_statistics import SwallowedUpdates, length_of_move, length_of_weights, summary
 from mezo.trajectory import Step, recorded_steps
 from shared import InputError
@@ -33,7 +33,7 @@ from shared.provenance import peak_memory
 
 log = logging.getLogger(__name__)
 
-TRAJECTORY, EVALUATIONS, STEPS = "trajectory.mzt", "evaluations.jsonl", "steps.jsonl"
+TRAJECTORY, EVALUATIONS, STEPS, SCALES = "trajectory.mzt", "evaluations.jsonl", "steps.jsonl", "scales.jsonl"
 # Up to this many trained weights a copy of the base is kept; beyond it the base is read again when it is needed.
 KEPT_WEIGHTS = 4_000_000
 
@@ -92,7 +92,7 @@ class ZeroOrderTraining:
         self.evaluations = JsonLines(folder / EVALUATIONS, self.rank == 0)
         self.lines = JsonLines(folder / STEPS, self.rank == 0)
         self.pace = Pace()
-        self.scales: list[float] | None = None
+        self.scales: list[float] | EpochScales | None = None
 
     # ---------------------------------------------------------------------------------------------------- one process
 
@@ -101,9 +101,8 @@ class ZeroOrderTraining:
         cfg, path = self.cfg, self.folder / TRAJECTORY
         self.problem.model.eval()
         check_model(self.problem.model)
-        if cfg.zo.scale_by is not None:  # from the base weights, so a resumed run finds the same
-            loss = partial(self.problem.loss, self.problem.prepare(self.order.rows(0)))
-            self.scales = block_scales(cfg.zo.scale_by, self.named, lambda: loss()[0], float(cfg.eps), cfg.zo.rng)
+        if cfg.zo.scale_by is not None:
+            self.scales = self.step_lengths(path)
         self.measure_what_is_missing(path)
         before = self.last_loss(path) if cfg.zo.one_point else None
         optimizer = self.optimizer(path)
@@ -132,6 +131,7 @@ class ZeroOrderTraining:
             "trained_weights": sum(tensor.numel() for _, tensor in self.named),
             "projected_gradient": summary(recorded),
             "weights_moved_by_an_update": swallowed.moved,
+            **({"step_lengths_measured": len(self.scales.known)} if isinstance(self.scales, EpochScales) else {}),
             **move,
         }
         self.go_to(best, path, optimizer.steps_done)
@@ -145,16 +145,46 @@ class ZeroOrderTraining:
             raise InputError(f"zo.n_schedule={schedule}: give constant or linear")
         if schedule == "linear" and isinstance(zo["n"], int) and zo["n"] > 0:
             zo["n"] = LinearSamples(zo["n"], cfg.steps)
-        betas, _ = zo.pop("betas"), zo.pop("scale_by")
-        scale_rule = zo.pop("scale_rule")
+        betas, scale_rule, seeds = zo.pop("betas"), zo.pop("scale_rule"), zo.pop("seeds")
+        del zo["scale_by"], zo["scale_when"]
+        if seeds not in ("large", "medium"):
+            raise InputError(f"zo.seeds={seeds}: give large or medium")
+        medium = release_seeds(self.problem.count, self.order.size, cfg.seed) if seeds == "medium" else None
         exact = zo.get("restore") != "inplace"
         return MeZO(
             self.problem.model.named_parameters(), float(cfg.lr), float(cfg.eps), weight_decay=float(cfg.weight_decay),
-            model=self.problem.model if exact else None, seed=cfg.seed, betas=tuple(betas) if betas else None, **zo,
-            scales=self.scales, scales_rule=scale_rule,
+            model=self.problem.model if exact else None, seed=cfg.seed, seeds=medium,
+            betas=tuple(betas) if betas else None, **zo, scales=self.scales, scales_rule=scale_rule,
             trajectory=trajectory, base=str(cfg.model), about=self.about,
             process_group="default" if self.processes > 1 else None,
         )  # fmt: skip
+
+    def step_lengths(self, trajectory: Path) -> list[float] | EpochScales:
+        """zo.scale_by: from the base weights, or again in every epoch; a resumed run finds the same."""
+        zo, eps = self.cfg.zo, float(self.cfg.eps)
+        if zo.scale_when not in ("once", "epoch"):
+            raise InputError(f"zo.scale_when={zo.scale_when}: give once or epoch")
+
+        def loss_of(step: int) -> Callable[[], Tensor]:
+            batch = self.problem.prepare(self.order.rows(step))
+            return lambda: self.problem.loss(batch)[0]
+
+        if zo.scale_when == "once":
+            return block_scales(zo.scale_by, self.named, loss_of(0), eps, zo.rng)
+        scales = EpochScales(
+            self.folder / SCALES, [name for name, _ in self.named], self.order.per_epoch,
+            lambda step: block_lengths(zo.scale_by, self.named, loss_of(step), eps, zo.rng, seed=step),
+            first=self.rank == 0, from_first=self.from_first,
+        )  # fmt: skip
+        scales.keep_until(whole_steps(trajectory, self.replayer().n) if trajectory.exists() else 0)
+        return scales
+
+    def from_first(self, value: Any) -> Any:
+        """Rank 0's value, on every rank."""
+        box = [value]
+        if self.processes > 1:
+            torch.distributed.broadcast_object_list(box, src=0)
+        return box[0]
 
     def closure(self, step: int) -> Callable[[], tuple[Tensor, float]]:
         """The loss of step `step`'s batch (of this rank's share of it), as MeZO wants it."""
@@ -201,12 +231,10 @@ class ZeroOrderTraining:
 
     def evaluate(self, step: int) -> None:
         """Measure dev on rank 0 and tell the others."""
-        found: list[Any] = [{"step": step, **self.problem.dev()} if self.rank == 0 and self.has_dev else None]
-        if self.processes > 1:
-            torch.distributed.broadcast_object_list(found, src=0)
-        if found[0] is not None:
-            self.evaluations.append(found[0])
-            log.info("step %d: dev %s", step, {k: round(v, 4) for k, v in found[0].items() if k != "step"})
+        found = self.from_first({"step": step, **self.problem.dev()} if self.rank == 0 and self.has_dev else None)
+        if found is not None:
+            self.evaluations.append(found)
+            log.info("step %d: dev %s", step, {k: round(v, 4) for k, v in found.items() if k != "step"})
 
     @property
     def has_dev(self) -> bool:

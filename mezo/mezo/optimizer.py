@@ -52,9 +52,9 @@ class MeZO(torch.optim.Optimizer):
             the weights), "recomputed" draws them again from the log of scalars, to a relative tolerance of 1e-3.
         sign, clip: the sign of the projected gradient in its place; a limit on its size.
         layers: regular expressions, one group per step in turn (layer-wise perturbation). mask: elements that may move.
-        scales: one d per parameter: perturb by eps z / d and update by g d z ("variance") or g z ("expectation"),
-            appendix B, Definitions 6 and 7. one_point: Definition 8, one evaluation per step; a run that goes on
-            from a trajectory is given `loss_before`.
+        scales: one d per parameter, or a function of the step that gives them: perturb by eps z / d and update by
+            g d z ("variance") or g z ("expectation"), appendix B, Definitions 6 and 7.
+        one_point: Definition 8, one evaluation per step; a run that goes on from a trajectory is given `loss_before`.
         rounding: "nearest" or "stochastic" for fp16 and bf16 weights; master: keep fp32 weights beside them.
         trajectory: file that records every step (`mezo.trajectory`); what it holds already is applied at once.
         base, about: name of the base model, and plain values about the run, for the trajectory's header.
@@ -85,7 +85,7 @@ class MeZO(torch.optim.Optimizer):
         clip: float | None = None,
         layers: Sequence[str] | None = None,
         mask: Mask | None = None,
-        scales: Sequence[float] | None = None,
+        scales: Sequence[float] | Callable[[int], Sequence[float]] | None = None,
         scales_rule: str = "variance",
         one_point: bool = False,
         rounding: str = "nearest",
@@ -106,9 +106,10 @@ class MeZO(torch.optim.Optimizer):
         self.seeds = seeds or _release_seeds(seed)
         self.n = n if callable(n) else (lambda step: n)
         self.scale_lr_with_samples, self.sign, self.clip = scale_lr_with_samples, sign, clip
-        self.scales, self.scales_rule, self.one_point = scales and list(scales), scales_rule, one_point
-        if self.scales and len(self.scales) != len(self.named):
-            raise InputError(f"scales has {len(self.scales)} numbers for {len(self.named)} parameters")
+        self.scales = scales if callable(scales) or not scales else list(scales)
+        self.scales_rule, self.one_point = scales_rule, one_point
+        if not callable(self.scales):
+            self._scales()  # a wrong number of them is refused now
         self.rounding, self.check = rounding, check
         self.masters = [t.detach().float().clone() for _, t in self.named] if master else None
         self.groups = _layer_groups(self.named, layers)
@@ -119,8 +120,8 @@ class MeZO(torch.optim.Optimizer):
         self.options = {
             "eps": eps, "restore": restore, "n": n if isinstance(n, int) else "a function", "momentum": momentum,
             "betas": betas and list(betas), "moments": moments, "layers": layers and list(layers),
-            "scales": self.scales, "scales_rule": scales_rule, "one_point": one_point, "rounding": rounding,
-            "master": master,
+            "scales": "a function" if callable(scales) else self.scales, "scales_rule": scales_rule,
+            "one_point": one_point, "rounding": rounding, "master": master,
         }  # fmt: skip
         self.steps_done, self.estimates, self.evaluations = 0, 0, 0
         self.last: Step | None = None
@@ -203,8 +204,16 @@ class MeZO(torch.optim.Optimizer):
             return self.ranks.mean_losses(losses)
         return [float(loss[0] if isinstance(loss, tuple) else loss) for loss in losses]
 
+    def _scales(self) -> list[float] | None:
+        """One d per parameter in this step."""
+        scales = list(self.scales(self.steps_done)) if callable(self.scales) else self.scales
+        if scales and len(scales) != len(self.named):
+            raise InputError(f"scales has {len(scales)} numbers for {len(self.named)} parameters")
+        return scales or None
+
     def _scaled(self, eps: float) -> float | list[float]:
-        return eps if self.scales is None else [eps / d for d in self.scales]
+        scales = self._scales()
+        return eps if scales is None else [eps / d for d in scales]
 
     def _chosen(self) -> list[tuple[str, Tensor]]:
         """This step's parameters: all, or the layer whose turn it is."""
@@ -220,7 +229,7 @@ class MeZO(torch.optim.Optimizer):
             self.moments.apply(self.named, step, self.weight_decay, self.decayed)
             return
         chosen, tensors = self._chosen(), self.masters or [tensor for _, tensor in self.named]
-        scale = self.scales if self.scales and self.scales_rule == "variance" else None
+        scale = self._scales() if self.scales_rule == "variance" else None
         if self.groups is not None:
             tensors = [tensors[k] for k in self.groups[self.steps_done % len(self.groups)]]
         decayed = dict(zip((name for name, _ in self.named), self.decayed, strict=True))
@@ -258,7 +267,7 @@ class MeZO(torch.optim.Optimizer):
         """How a record changes the weights: "sgd", or what is added to it."""
         parts = [] if self.moments is None else [str(self.moments)]
         parts += [f"layers {self.groups}"] if self.groups is not None else []
-        parts += [f"scales {self.scales_rule} {self.scales}"] if self.scales else []
+        parts += [f"scales {self.scales_rule} {self.options['scales']}"] if self.scales else []
         parts += [f"{self.rounding} rounding"] if self.rounding != "nearest" else []
         parts += ["in place"] if self.restore == "inplace" else []
         return ", ".join([*parts, *(["fp32 master"] if self.masters else [])]) or "sgd"
@@ -273,6 +282,7 @@ class MeZO(torch.optim.Optimizer):
         plain = self.rule == "sgd"
         while whole + (count := self._estimates()) <= len(steps) and whole < len(steps):
             some = () if plain else steps[whole : whole + count]
+            self._scales()  # a function may measure something of the weights of this step
             signs = (1,) if self.one_point else (1, -1)
             for step in some if self.restore == "inplace" else ():  # its rounding errors are part of the weights
                 self._losses(lambda: 0.0, step.seed, [self._scaled(sign * self.eps) for sign in signs])

@@ -21,6 +21,7 @@ from mezo.models import family_of, folder_of
 from mezo.modes import save_trained
 from mezo.probe import load_rows, write_rows
 from mezo.problem import causal_model, masked_model
+from mezo.scales import EpochScales
 from mezo.trajectory import Header, read, replay
 from shared import InputError
 from shared.launch import entrypoint
@@ -52,7 +53,9 @@ def rebuild(cfg: DictConfig) -> tuple[nn.Module, int]:
         if not rows.exists():
             raise InputError(f"the run started from linear probing, and {rows} is not there; give probe=<file>")
         write_rows(model, load_rows(rows))
-    count = replay(model, path, check_base=cfg.check_base, steps=cfg.steps)
+    again = header.extra.get("scales") == "a function"
+    scales = EpochScales.of_a_run(path.with_name("scales.jsonl"), header.names) if again else None
+    count = replay(model, path, check_base=cfg.check_base, steps=cfg.steps, scales=scales)
     write(model, out, None if masked or run.mode.kind != "full" else about.tokenizer, header)
     return model, count
 

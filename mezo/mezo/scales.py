@@ -5,18 +5,28 @@
 Blocks are the embeddings, the output head, each layer, and what is left. d is a block's norm per weight (root mean
 square, so that large blocks do not count as steep ones): of the weights, of the gradient by one backpropagation, or of
 the gradient as SPSA finds it with that block moved alone. All d are divided by one number, so that a move has the
-length it would have without them and eps keeps its meaning.
+length it would have without them and eps keeps its meaning. d is measured before the first step, or again at the first
+step of every epoch (Tables 8 and 9); what was measured then is kept beside the trajectory, which cannot be replayed
+without it.
 """
 
+from __future__ import annotations
+
+import json
 import math
 import re
+import zlib
 from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from mezo.progress import JsonLines
 from mezo.spsa import perturb, projected_gradient
 from shared import InputError
+from shared.training import read_metrics
 
 KINDS = ("parameter_norm", "gradient_norm", "zo_norm")
 SMALLEST = 1e-12
@@ -40,7 +50,20 @@ def blocks_of(names: Sequence[str]) -> dict[str, list[int]]:
 def block_scales(
     kind: str, named: Sequence[tuple[str, Tensor]], loss: Callable[[], Tensor], eps: float, rng: str, seed: int = 0
 ) -> list[float]:
-    """One d per parameter, the same within a block.
+    """One d per parameter, the same within a block."""
+    return spread(block_lengths(kind, named, loss, eps, rng, seed), [name for name, _ in named])
+
+
+def spread(lengths: dict[str, float], names: Sequence[str]) -> list[float]:
+    """Block -> d as one d per parameter."""
+    of = {number: lengths[block] for block, numbers in blocks_of(names).items() for number in numbers}
+    return [of[number] for number in range(len(names))]
+
+
+def block_lengths(
+    kind: str, named: Sequence[tuple[str, Tensor]], loss: Callable[[], Tensor], eps: float, rng: str, seed: int = 0
+) -> dict[str, float]:
+    """Block -> d.
 
     Args:
         loss: of one batch; gradient_norm backpropagates through it, zo_norm evaluates it twice per block.
@@ -58,8 +81,73 @@ def block_scales(
     if flat := [block for block, value in d.items() if not SMALLEST < value < math.inf]:
         raise InputError(f"zo.scale_by={kind}: the norm of block {flat[0]!r} is {d[flat[0]]}; use another one or null")
     same_length = math.sqrt(sum(sizes[block] / d[block] ** 2 for block in blocks) / sum(sizes.values()))
-    of = {number: d[block] * same_length for block, numbers in blocks.items() for number in numbers}
-    return [of[number] for number in range(len(tensors))]
+    return {block: value * same_length for block, value in d.items()}
+
+
+class EpochScales:
+    """`MeZO(scales=...)` measured again at the first step of every epoch, from the weights as they are at that step.
+
+    Args:
+        path: JSON lines {"step", "steps" (that they hold for), "lengths": {block: d}, "crc32"}; an epoch that is on
+            file is not measured again.
+        names: of the parameters, in order.
+        per_epoch: steps per epoch.
+        measure: step -> {block: d} with the weights of that step.
+        first: whether this process writes; from_first: makes rank 0's value everyone's.
+
+    Raises:
+        InputError: a line of the file is not what was written.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        names: Sequence[str],
+        per_epoch: int,
+        measure: Callable[[int], dict[str, float]],
+        *,
+        first: bool = True,
+        from_first: Callable[[Any], Any] = lambda value: value,
+    ) -> None:
+        self.file, self.names, self.per_epoch, self.measure = JsonLines(path, first), list(names), per_epoch, measure
+        self.from_first = from_first
+        self.known = self._on_file()
+
+    @classmethod
+    def of_a_run(cls, path: Path, names: Sequence[str]) -> EpochScales:
+        """For a replay. Raises InputError where the file, or at its time an epoch, is missing."""
+
+        def missing(step: int) -> dict[str, float]:
+            raise InputError(
+                f"{path} has no step lengths for step {step}: fetch it again, it belongs to the trajectory"
+            )
+
+        lines = read_metrics(path)
+        return cls(path, names, lines[0]["steps"] if lines else missing(0), missing, first=False)
+
+    def keep_until(self, step: int) -> None:
+        """Forget what was measured behind `step`."""
+        self.file.keep_until(step)
+        self.known = self._on_file()
+
+    def __call__(self, step: int) -> list[float]:
+        """One d per parameter in step `step`."""
+        begin = step - step % self.per_epoch
+        if begin not in self.known:
+            self.known[begin] = self.from_first(self.measure(begin))
+            line = {"step": begin, "steps": self.per_epoch, "lengths": self.known[begin]}
+            self.file.append({**line, "crc32": _crc32(line)})
+        return spread(self.known[begin], self.names)
+
+    def _on_file(self) -> dict[int, dict[str, float]]:
+        for line in self.file.lines:
+            if _crc32({name: value for name, value in line.items() if name != "crc32"}) != line.get("crc32"):
+                raise InputError(f"{self.file.path}: the line of step {line['step']} is changed: fetch it again")
+        return {line["step"]: line["lengths"] for line in self.file.lines}
+
+
+def _crc32(line: dict[str, Any]) -> int:
+    return zlib.crc32(json.dumps(line, sort_keys=True).encode())
 
 
 def _norm(tensors: Sequence[Tensor]) -> float:

@@ -38,7 +38,9 @@ log = logging.getLogger(__name__)
 
 TRAINERS = ("zo", "adam", "sgd", "lp", "none")
 CONFIG, RESULTS, PROBE, TRAINED = "config.json", "results.json", "probe.safetensors", "trained"
-PRODUCTS = ("trajectory.mzt", "checkpoints", "evaluations.jsonl", "steps.jsonl", PROBE, TRAINED, RESULTS, CONFIG)
+PRODUCTS = (
+    "trajectory.mzt", "checkpoints", "evaluations.jsonl", "steps.jsonl", "scales.jsonl", PROBE, TRAINED, RESULTS, CONFIG
+)  # fmt: skip
 # What may differ between a run and its continuation.
 FREE = ("output_dir", "resume", "launch", "device", "log_every", "final", "save_trained", "experiment")
 RANK_TIMEOUT = timedelta(hours=12)  # the others wait while rank 0 evaluates

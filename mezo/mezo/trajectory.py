@@ -16,7 +16,7 @@ import json
 import os
 import struct
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -181,7 +181,14 @@ def _records(body: bytes) -> Iterator[tuple[int, bytes]]:
         yield begin, body[begin : begin + RECORD.size]
 
 
-def replay(model: nn.Module, file: Path, *, check_base: bool = True, steps: int | None = None) -> int:
+def replay(
+    model: nn.Module,
+    file: Path,
+    *,
+    check_base: bool = True,
+    steps: int | None = None,
+    scales: Callable[[int], Sequence[float]] | None = None,
+) -> int:
     """Turn the base model into the fine-tuned one, in place; returns the number of steps applied.
 
     Args:
@@ -189,6 +196,7 @@ def replay(model: nn.Module, file: Path, *, check_base: bool = True, steps: int 
             added as they were).
         check_base: hash the weights first. Replaying on other weights gives a model nobody has trained.
         steps: only the first so many.
+        scales: of a run whose scales were a function: the same one.
 
     Raises:
         InputError: names, shapes, types, weights or the kind of device are not those of the header; a broken file.
@@ -203,7 +211,12 @@ def replay(model: nn.Module, file: Path, *, check_base: bool = True, steps: int 
 
         if header.extra["n"] == "a function":
             raise InputError(f"trajectory {file}: n was a function; replay with MeZO(..., n=it).apply_recorded(steps)")
-        optimizer = MeZO(named, 0.0, **_like(header), model=model if header.extra["restore"] == "exact" else None)
+        options = _like(header)
+        if options["scales"] == "a function":
+            if scales is None:
+                raise InputError(f"trajectory {file}: scales was a function; give it to replay(..., scales=it)")
+            options["scales"] = scales
+        optimizer = MeZO(named, 0.0, **options, model=model if header.extra["restore"] == "exact" else None)
         optimizer.decayed = header.decayed
         return optimizer.apply_recorded(chosen)
     apply_steps(named, chosen, header.rng, header.weight_decay, header.decayed)

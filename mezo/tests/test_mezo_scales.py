@@ -76,6 +76,26 @@ def test_a_block_without_a_norm_and_unknown_kinds_are_refused(problem):
         block_scales("size", named, loss, 1e-3, "torch")
 
 
+def test_scales_may_be_a_function_of_the_step(problem):
+    """The same numbers every step are the list; a wrong number of them is refused when they come."""
+    _, named, loss = problem
+    start, ends = [tensor.detach().clone() for _, tensor in named], []
+    scales = [0.5, 2.0, 2.0, 1.0, 1.0]
+    for given in (scales, lambda step: scales, lambda step: [1.0, *scales[1:]] if step else scales):
+        for (_, tensor), was in zip(named, start, strict=True):
+            tensor.data.copy_(was)
+        optimizer = MeZO(named, lr=0.1, scales=given)
+        for _ in range(3):
+            optimizer.step(loss)
+        ends.append([tensor.detach().clone() for _, tensor in named])
+    assert all(torch.equal(a, b) for a, b in zip(ends[0], ends[1], strict=True))
+    assert not torch.equal(ends[0][0], ends[2][0])
+    with pytest.raises(InputError, match="scales has 2 numbers for 5 parameters"):
+        MeZO(named, lr=0.1, scales=[1.0, 2.0])
+    with pytest.raises(InputError, match="scales has 2 numbers for 5 parameters"):
+        MeZO(named, lr=0.1, scales=lambda step: [1.0, 2.0]).step(loss)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("rng", ["torch", "counter"])

@@ -5,13 +5,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 from safetensors.torch import load_file
 
 from mezo.loop import ZeroOrderTraining
 from mezo.problem import build_problem
 from mezo.progress import BatchOrder, best_step, evaluation_steps
+from mezo.replay import rebuild
 from mezo.train import train
-from mezo.trajectory import read
+from mezo.trajectory import read, replay
 from shared import InputError
 
 
@@ -69,6 +71,9 @@ def test_the_tested_weights_are_those_of_the_best_dev_step(configure, opt_folder
 
 KINDS_OF_STEPS = (
     "zo=plain", "zo=release", "zo=n_spsa", "zo=adam", "zo.one_point=true", "zo.scale_by=parameter_norm mode=full",
+    "zo.scale_by=zo_norm zo.scale_when=epoch mode=full",
+    "zo.scale_by=gradient_norm zo.scale_when=epoch zo=adam mode=full",
+    "zo=release zo.seeds=medium",
 )  # fmt: skip
 
 
@@ -90,6 +95,50 @@ def test_a_run_goes_on_from_its_trajectory_alone(configure, opt_folder, tmp_path
     first, second = results(whole), results(cut)
     assert second["training"]["resumed_at_step"] == 5
     assert (first["dev"], first["test"], first["best_step"]) == (second["dev"], second["test"], second["best_step"])
+
+
+def test_step_lengths_are_measured_again_in_every_epoch_and_kept_for_a_replay(configure, opt_folder, tmp_path):
+    """One line per epoch, from that epoch's weights; without the file the trajectory cannot be replayed."""
+    options = (
+        "mode=full",
+        "steps=6",
+        "batch_size=4",
+        "data.num_train=8",
+        "lr=0.05",
+        "select=last",
+        "zo.scale_by=zo_norm",
+    )
+    run = ("task=house-sentiment", f"model={opt_folder}", *options)
+    folder = train(configure(*run, "zo.scale_when=epoch"))
+    lines = [json.loads(line) for line in (folder / "scales.jsonl").read_text().splitlines()]
+    assert [(line["step"], line["steps"]) for line in lines] == [(0, 2), (2, 2), (4, 2)]
+    assert results(folder)["training"]["step_lengths_measured"] == 3
+    blocks = lines[0]["lengths"]
+    assert blocks.keys() == {"embeddings", "layer 0", "layer 1", "rest"}
+    assert all(line["lengths"] != blocks for line in lines[1:])
+    once = train(configure(*run, f"output_dir={tmp_path / 'once'}"))
+    first, second = (read(f / "trajectory.mzt")[1] for f in (folder, once))
+    assert first[:2] == second[:2] and first[2:] != second[2:]
+
+    arguments = {"base": str(opt_folder), "traj": str(folder / "trajectory.mzt"), "check_base": True, "steps": None,
+                 "device": "cpu", "probe": None}  # fmt: skip
+    model, count = rebuild(OmegaConf.create({**arguments, "out": str(tmp_path / "out")}))
+    assert count == 6
+    trained = weights(folder)
+    assert all(torch.equal(t, trained[name]) for name, t in model.named_parameters() if name in trained)
+    kept = (folder / "scales.jsonl").read_text()
+    (folder / "scales.jsonl").write_text("".join(kept.splitlines(keepends=True)[:2]))
+    with pytest.raises(InputError, match=r"scales\.jsonl has no step lengths for step 4"):
+        rebuild(OmegaConf.create({**arguments, "out": str(tmp_path / "torn")}))
+    (folder / "scales.jsonl").write_text(kept.replace('"lengths": {"embeddings": ', '"lengths": {"embeddings": 1'))
+    with pytest.raises(InputError, match=r"scales\.jsonl: the line of step 0 is changed"):
+        rebuild(OmegaConf.create({**arguments, "out": str(tmp_path / "changed")}))
+    (folder / "scales.jsonl").unlink()
+    with pytest.raises(InputError, match=r"scales\.jsonl has no step lengths for step 0"):
+        rebuild(OmegaConf.create({**arguments, "out": str(tmp_path / "none")}))
+    assert not (tmp_path / "torn").exists() and not (tmp_path / "none").exists()
+    with pytest.raises(InputError, match=r"scales was a function; give it to replay\(\.\.\., scales=it\)"):
+        replay(model, folder / "trajectory.mzt", check_base=False)
 
 
 @pytest.mark.parametrize("trainer", ["adam", "sgd"])
@@ -199,6 +248,8 @@ def test_a_loss_that_is_not_finite_stops_with_the_weights_of_the_step_before(con
         (["eps=0"], "eps=0.0 must be a positive number"),
         (["lr=-1"], "lr=-1.0 must be a number, 0 or more"),
         (["zo.n=0"], "n=0 must be a whole number, 1 or more"),
+        (["zo.seeds=small"], "zo.seeds=small: give large or medium"),
+        (["zo.scale_by=zo_norm", "zo.scale_when=step"], "zo.scale_when=step: give once or epoch"),
         (["zo.n_schedule=cubic"], "zo.n_schedule=cubic: give constant or linear"),
         (["schedule=cosine"], "schedule=cosine: give auto, constant or linear"),
         (["steps=-1"], "steps=-1: give a whole number, 0 or more"),
