@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from torch import nn
 
 from mezo.fine_tuning import FineTuning
@@ -32,6 +32,7 @@ from mezo.problem import Problem, build_problem
 from shared import InputError
 from shared.launch import entrypoint
 from shared.results import Run, is_main_process, write_atomic
+from shared.run_folders import changed_settings, settings_of
 from shared.training import run_folder, seed_everything
 
 log = logging.getLogger(__name__)
@@ -42,7 +43,9 @@ PRODUCTS = (
     "trajectory.mzt", "checkpoints", "evaluations.jsonl", "steps.jsonl", "scales.jsonl", PROBE, TRAINED, RESULTS, CONFIG
 )  # fmt: skip
 # What may differ between a run and its continuation.
-FREE = ("output_dir", "resume", "launch", "device", "log_every", "final", "save_trained", "experiment")
+FREE = (
+    "output_dir", "resume", "launch", "device", "log_every", "final", "save_trained", "experiment", "rates", "eps_of",
+)  # fmt: skip
 RANK_TIMEOUT = timedelta(hours=12)  # the others wait while rank 0 evaluates
 
 
@@ -135,29 +138,13 @@ def open_folder(cfg: DictConfig, folder: Path) -> bool:
 
 def settings(cfg: DictConfig) -> dict[str, Any]:
     """Every option that decides the run, as {dotted name: value}."""
-    flat: dict[str, Any] = {}
-
-    def walk(node: object, prefix: str) -> None:
-        if isinstance(node, dict) and node:
-            for key, value in node.items():
-                walk(value, f"{prefix}.{key}" if prefix else str(key))
-        else:
-            flat[prefix] = node
-
-    walk(OmegaConf.to_container(cfg, resolve=True), "")
-    ignored = (*FREE, "rates", "eps_of")
-    return {k: v for k, v in flat.items() if not any(k == name or k.startswith(f"{name}.") for name in ignored)}
+    return settings_of(cfg, FREE)
 
 
 def changes(cfg: DictConfig, folder: Path) -> list[str]:
     """What differs from the run in the folder; nothing where config.json is lost (the trajectory's header speaks)."""
-    try:
-        before = json.loads((folder / CONFIG).read_text("utf-8"))
-    except (OSError, ValueError):
-        return []
-    now = settings(cfg)
-    names = sorted(before.keys() | now.keys())
-    return [f"{n}: {before.get(n)} -> {now.get(n)}" for n in names if before.get(n) != now.get(n)]
+    file = folder / CONFIG
+    return changed_settings(settings(cfg), file) if file.exists() else []
 
 
 def fit(

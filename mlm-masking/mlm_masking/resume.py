@@ -12,14 +12,14 @@ import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from shared import InputError
 from shared.results import write_atomic
+from shared.run_folders import changed_settings, settings_of
 from shared.training import latest_checkpoint
 
 SETTINGS = "run.json"
@@ -65,7 +65,7 @@ def decide_start(cfg: DictConfig, folder: Path) -> Start:
         return Start()  # new, or killed before its first checkpoint
     if cfg.resume == "never":
         raise InputError(f"{folder} holds a run already: give another output_dir, or resume=auto or restart")
-    if changed := _changes(cfg, folder):
+    if changed := changed_settings(settings_of(cfg, FREE), folder / SETTINGS):
         raise InputError(
             f"{folder} holds {'a finished' if finished else 'an unfinished'} run of another configuration "
             f"({'; '.join(changed)}): give another experiment or output_dir, or resume=restart to start over"
@@ -102,32 +102,4 @@ def open_folder(cfg: DictConfig, folder: Path, start: Start) -> None:
                 shutil.rmtree(path)
             else:
                 path.unlink(missing_ok=True)
-    write_atomic(folder / SETTINGS, json.dumps(settings(cfg), indent=1, sort_keys=True) + "\n")
-
-
-def settings(cfg: DictConfig) -> dict[str, Any]:
-    """Every option of a run as {dotted name: value}, without the free ones."""
-    flat: dict[str, Any] = {}
-
-    def walk(node: Any, prefix: str) -> None:
-        if isinstance(node, dict) and node:
-            for key, value in node.items():
-                walk(value, f"{prefix}.{key}" if prefix else str(key))
-        else:
-            flat[prefix] = node
-
-    walk(OmegaConf.to_container(cfg, resolve=True), "")
-    return {name: value for name, value in flat.items() if not any(name == f or name.startswith(f"{f}.") for f in FREE)}
-
-
-def _changes(cfg: DictConfig, folder: Path) -> list[str]:
-    try:
-        before = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return [f"no readable {SETTINGS}"]
-    now = json.loads(json.dumps(settings(cfg)))
-    return [
-        f"{name}: {before.get(name)} there, {now.get(name)} here"
-        for name in sorted(before.keys() | now.keys())
-        if before.get(name) != now.get(name)
-    ]
+    write_atomic(folder / SETTINGS, json.dumps(settings_of(cfg, FREE), indent=1, sort_keys=True) + "\n")

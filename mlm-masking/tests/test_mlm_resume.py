@@ -98,10 +98,10 @@ def test_time_budget_ends_with_a_checkpoint_and_status_75(command, pretrain_over
 @pytest.mark.parametrize(
     ("option", "message"),
     [
-        ("masking.rate=0.15", "masking.rate: 0.4 there, 0.15 here"),
-        ("masking=span_t5", "masking.strategy: uniform there, span_t5 here"),
-        ("seed=2", "seed: 1 there, 2 here"),
-        ("batch_size=16", "batch_size: 8 there, 16 here"),
+        ("masking.rate=0.15", "masking.rate: 0.4 -> 0.15"),
+        ("masking=span_t5", "masking.strategy: uniform -> span_t5"),
+        ("seed=2", "seed: 1 -> 2"),
+        ("batch_size=16", "batch_size: 8 -> 16"),
     ],
 )
 def test_resuming_with_another_setting_is_refused(unfinished, pretrain_here, option, message):

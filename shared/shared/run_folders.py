@@ -1,7 +1,12 @@
-"""Where a run's files are. Apart from `shared.training`, which loads torch: most programs have no use for it."""
+"""Where a run's files are, and whether a folder holds a run of the same configuration. Loads no torch."""
 
+import json
 import os
+from collections.abc import Collection
 from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
 
 from shared import InputError
 
@@ -20,3 +25,33 @@ def run_folder(paper: str, scale: str, experiment: str, output_dir: str | Path |
             raise InputError(f"output_dir={output_dir} is a file. Give a folder, new or from an earlier run.")
         return folder
     return runs_root() / paper / scale / experiment
+
+
+def settings_of(cfg: DictConfig, free: Collection[str] = ()) -> dict[str, Any]:
+    """Every option that decides a run, as {dotted name: value}.
+
+    Args:
+        free: options, or groups of them, that may differ between a run and its continuation.
+    """
+    flat: dict[str, Any] = {}
+
+    def walk(node: Any, prefix: str) -> None:
+        if isinstance(node, dict) and node:
+            for key, value in node.items():
+                walk(value, f"{prefix}.{key}" if prefix else str(key))
+        else:
+            flat[prefix] = node
+
+    walk(OmegaConf.to_container(cfg, resolve=True), "")
+    return {name: value for name, value in flat.items() if not any(name == f or name.startswith(f"{f}.") for f in free)}
+
+
+def changed_settings(settings: dict[str, Any], file: Path) -> list[str]:
+    """How `settings` differ from those that a folder's run was made with: "name: before -> now", sorted."""
+    try:
+        before = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return [f"no readable {file.name}"]
+    now = json.loads(json.dumps(settings))
+    names = sorted(before.keys() | now.keys())
+    return [f"{name}: {before.get(name)} -> {now.get(name)}" for name in names if before.get(name) != now.get(name)]

@@ -10,6 +10,7 @@ from omegaconf import OmegaConf
 
 from shared import InputError
 from shared.results import write_atomic
+from shared.run_folders import changed_settings, settings_of
 from shared.training import (
     MetricsLog,
     deepspeed_config,
@@ -28,6 +29,24 @@ def test_runs_are_filed_by_paper_scale_and_experiment(monkeypatch, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="output_dir"):
         run_folder("simcse", "laptop", "unsup", tmp_path / "file")
+
+
+def test_a_runs_settings_are_compared_by_their_dotted_names(tmp_path):
+    cfg = OmegaConf.create(
+        {"lr": 0.1, "launch": {"kind": "local"}, "data": {"k": 16, "files": [], "more": {}}, "seed": 1}
+    )
+    settings = settings_of(cfg, free=("launch", "see"))
+    assert settings == {"lr": 0.1, "data.k": 16, "data.files": [], "data.more": {}, "seed": 1}
+    file = tmp_path / "config.json"
+    assert changed_settings(settings, file) == ["no readable config.json"]
+    file.write_text('{"lr": 0.1')
+    assert changed_settings(settings, file) == ["no readable config.json"]
+    file.write_text(json.dumps(settings))
+    assert changed_settings(settings, file) == []
+    cfg.seed, cfg.data.k = 2, None
+    assert changed_settings(settings_of(cfg, free=("launch", "lr")), file) == [
+        "data.k: 16 -> None", "lr: 0.1 -> None", "seed: 1 -> 2"
+    ]  # fmt: skip
 
 
 def test_options_are_the_librarys_and_a_misspelt_one_is_refused(tmp_path):

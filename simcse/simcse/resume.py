@@ -17,13 +17,14 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from safetensors import safe_open
 from torch import nn
 from transformers import TrainingArguments
 
 from shared import InputError
 from shared.results import write_atomic
+from shared.run_folders import changed_settings, settings_of
 from shared.training import latest_checkpoint
 
 log = logging.getLogger(__name__)
@@ -68,7 +69,7 @@ def decide_start(cfg: DictConfig, folder: Path) -> Start:
         return Start(clear=True)  # killed before its first checkpoint, or new
     if cfg.resume == "never":
         raise InputError(f"{folder} holds a run already. Use another output_dir, resume=auto or resume=restart.")
-    changed = _changes(cfg, folder)
+    changed = changed_settings(settings_of(cfg, FREE), folder / CONFIG)
     if finished:
         return Start(clear=True) if changed else Start(finished=True)
     if changed:
@@ -94,7 +95,7 @@ def open_folder(cfg: DictConfig, folder: Path, start: Start, args: TrainingArgum
             folder.mkdir(parents=True, exist_ok=True)
             if start.clear:
                 _clear(folder, keep=start.checkpoint)
-            write_atomic(folder / CONFIG, json.dumps(_settings(cfg), indent=1, sort_keys=True))
+            write_atomic(folder / CONFIG, json.dumps(settings_of(cfg, FREE), indent=1, sort_keys=True))
 
 
 def _clear(folder: Path, keep: Path | None) -> None:
@@ -122,31 +123,3 @@ def check_weights_fit(checkpoint: Path, model: nn.Module) -> None:
                 f"{checkpoint} is of another model: {name} is {theirs.get(name, 'missing')} there and "
                 f"{mine.get(name, 'missing')} here. Resume with the model the run was started with."
             )
-
-
-def _settings(cfg: DictConfig) -> dict[str, object]:
-    """Every option of a run as {dotted name: value}, without the free ones."""
-    flat: dict[str, object] = {}
-
-    def walk(node: object, prefix: str) -> None:
-        if isinstance(node, dict) and node:
-            for key, value in node.items():
-                walk(value, f"{prefix}.{key}" if prefix else str(key))
-        else:
-            flat[prefix] = node
-
-    walk(OmegaConf.to_container(cfg, resolve=True), "")
-    return {name: value for name, value in flat.items() if not any(name == f or name.startswith(f"{f}.") for f in FREE)}
-
-
-def _changes(cfg: DictConfig, folder: Path) -> list[str]:
-    try:
-        before = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return [f"no readable {CONFIG}"]
-    now = _settings(cfg)
-    return [
-        f"{name}: {before.get(name)} -> {now.get(name)}"
-        for name in sorted(before.keys() | now.keys())
-        if before.get(name) != now.get(name)
-    ]
