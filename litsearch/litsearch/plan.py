@@ -42,6 +42,7 @@ from shared.launch import entrypoint
 from shared.plan import (
     GPU,
     availability,
+    check_numbers,
     chosen_experiments,
     chosen_gpu,
     deliver,
@@ -261,12 +262,8 @@ def make_plan(cfg: DictConfig) -> tuple[list[Plan], dict[str, str | None], list[
     Raises InputError: an unknown GPU, experiment or model, or a number outside its range.
     """
     gpu = chosen_gpu(cfg.gpu)
-    for name in ("utilisation", "fp32_fraction", "bandwidth"):
-        if not 0 < cfg[name] <= 1:
-            raise InputError(f"{name}={cfg[name]}: give a fraction of the peak in (0, 1]")
-    for name in ("at_once", "tokens_per_minute"):
-        if not isinstance(cfg[name], int) or cfg[name] < 1:
-            raise InputError(f"{name}={cfg[name]}: give a whole number of at least 1")
+    fractions = ("utilisation", "fp32_fraction", "bandwidth")
+    check_numbers(cfg, fractions, counts=("at_once", "tokens_per_minute"))
     names = sorted(chosen_experiments(CONFIGS, cfg.experiments), key=lambda name: (ORDER.index(stage_of(name)), name))
     plans = [plan for name in names for plan in plan_experiment(name, gpu, cfg)]
     missing = availability(PAPER, set().union(*(plan.needs for plan in plans)))

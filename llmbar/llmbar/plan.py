@@ -41,6 +41,7 @@ from shared.launch import entrypoint
 from shared.plan import (
     GPU,
     availability,
+    check_numbers,
     chosen_experiments,
     chosen_gpu,
     deliver,
@@ -231,11 +232,7 @@ def make_plan(cfg: DictConfig) -> tuple[list[Plan], dict[str, str | None], list[
         InputError: an unknown GPU or experiment, or a number outside its range.
     """
     gpu = chosen_gpu(cfg.gpu)
-    for name in ("utilisation", "bandwidth"):
-        if not 0 < cfg[name] <= 1:
-            raise InputError(f"{name}={cfg[name]}: give a fraction in (0, 1]")
-    if cfg.batch < 1:
-        raise InputError(f"batch={cfg.batch}: give at least 1")
+    check_numbers(cfg, fractions=("utilisation", "bandwidth"), counts=("batch",))
     names = chosen_experiments(CONFIGS, cfg.experiments)
     composed = {name: runs_of(CONFIGS, name, config_name="evaluate")[0] for name in names}
     plans = [plan_experiment(name, one, gpu, cfg) for name, one in composed.items()]

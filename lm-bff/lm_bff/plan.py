@@ -27,7 +27,16 @@ from lm_bff.tables import read_specification
 from lm_bff.tasks import get_task
 from shared import InputError
 from shared.launch import entrypoint
-from shared.plan import GPU, availability, chosen_gpu, deliver, download_bytes, machine_lacks, print_lacks
+from shared.plan import (
+    GPU,
+    availability,
+    check_numbers,
+    chosen_gpu,
+    deliver,
+    download_bytes,
+    machine_lacks,
+    print_lacks,
+)
 
 SEEDS, GRID, STEPS, MEAN_BATCH, EVALUATIONS = 5, 9, 1000, (2 + 4 + 8) / 3, 10
 PROMPT = 40  # tokens of one sentence with its share of the template; the tasks' first prompts have 11 to 125
@@ -96,10 +105,7 @@ def make_plan(cfg: DictConfig) -> tuple[list[Plan], dict[str, str | None], list[
         InputError: an unknown GPU or table, or a number outside its range.
     """
     gpu = chosen_gpu(cfg.gpu)
-    if not 0 < cfg.utilisation <= 1:
-        raise InputError(f"utilisation={cfg.utilisation}: give a fraction of the peak in (0, 1]")
-    if cfg.gpus < 1:
-        raise InputError(f"gpus={cfg.gpus}: give at least 1")
+    check_numbers(cfg, fractions=("utilisation",), counts=("gpus",))
     specification = read_specification()
     names = list(specification if cfg.tables is None else cfg.tables)
     if unknown := [name for name in names if name not in specification]:

@@ -28,6 +28,7 @@ from shared.launch import entrypoint
 from shared.plan import (
     GPU,
     availability,
+    check_numbers,
     chosen_experiments,
     chosen_gpu,
     counted_runs_of,
@@ -143,10 +144,7 @@ def make_plan(cfg: DictConfig) -> tuple[list[Plan], dict[str, str | None], list[
         InputError: an unknown GPU or experiment, or a number outside its range.
     """
     gpu = chosen_gpu(cfg.gpu)
-    if not 0 < cfg.utilisation <= 1:
-        raise InputError(f"utilisation={cfg.utilisation}: give a fraction of the peak in (0, 1]")
-    if cfg.gpus < 1:
-        raise InputError(f"gpus={cfg.gpus}: give at least 1")
+    check_numbers(cfg, fractions=("utilisation",), counts=("gpus",))
     plans = [plan_experiment(name, gpu, cfg) for name in chosen_experiments(CONFIGS, cfg.experiments)]
     missing = availability(cfg.paper, set().union(*(plan.needs for plan in plans)))
     return plans, missing, machine_lacks(cfg.gpu, cfg.gpus, download_bytes(cfg.paper, missing))

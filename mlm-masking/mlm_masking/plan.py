@@ -37,6 +37,7 @@ from shared.launch import entrypoint
 from shared.plan import (
     GPU,
     availability,
+    check_numbers,
     chosen_gpu,
     composing,
     deliver,
@@ -254,11 +255,7 @@ def make_plan(cfg: DictConfig) -> tuple[list[Plan], dict[str, str | None], list[
         InputError: an unknown GPU or experiment, or a number outside its range.
     """
     gpu = chosen_gpu(cfg.gpu)
-    for name in ("utilisation", "small_utilisation"):
-        if not 0 < cfg[name] <= 1:
-            raise InputError(f"{name}={cfg[name]}: give a fraction of the peak in (0, 1]")
-    if cfg.gpus < 1:
-        raise InputError(f"gpus={cfg.gpus}: give at least 1")
+    check_numbers(cfg, fractions=("utilisation", "small_utilisation"), counts=("gpus",))
     trained = experiment_files(CONFIGS)
     evaluated = sorted(path.stem for path in (CONFIGS / "evaluation").glob("*.yaml") if path.stem != "paper")
     wanted = [*trained, *evaluated] if cfg.experiments is None else list(cfg.experiments)

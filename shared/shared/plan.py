@@ -58,6 +58,20 @@ def chosen_gpu(name: str) -> GPU:
     return GPUS[name]
 
 
+def check_numbers(cfg: DictConfig, fractions: Iterable[str] = (), counts: Iterable[str] = ()) -> None:
+    """Refuse a plan's fractions outside (0, 1] and counts that are no whole number of at least 1 (InputError)."""
+    for name in fractions:
+        if not _is_number(cfg[name], int | float) or not 0 < cfg[name] <= 1:
+            raise InputError(f"{name}={cfg[name]}: give a fraction of the peak in (0, 1]")
+    for name in counts:
+        if not _is_number(cfg[name], int) or cfg[name] < 1:
+            raise InputError(f"{name}={cfg[name]}: give a whole number of at least 1")
+
+
+def _is_number(value: Any, kind: Any) -> bool:
+    return isinstance(value, kind) and not isinstance(value, bool)
+
+
 # -------------------------------------------------------------------------------------------- reading the experiments
 
 

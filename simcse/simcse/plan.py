@@ -27,6 +27,7 @@ from shared.launch import entrypoint
 from shared.plan import (
     GPU,
     availability,
+    check_numbers,
     chosen_experiments,
     chosen_gpu,
     deliver,
@@ -214,10 +215,7 @@ def make_plan(cfg: DictConfig) -> tuple[list[Plan], dict[str, str | None], list[
         InputError: an unknown GPU or experiment, or a number outside its range.
     """
     gpu = chosen_gpu(cfg.gpu)
-    if not 0 < cfg.utilisation <= 1:
-        raise InputError(f"utilisation={cfg.utilisation}: give a fraction of the peak in (0, 1]")
-    if cfg.gpus < 1:
-        raise InputError(f"gpus={cfg.gpus}: give at least 1")
+    check_numbers(cfg, fractions=("utilisation",), counts=("gpus",))
     names = chosen_experiments(CONFIGS, cfg.experiments)
     configs = {name: runs_of(CONFIGS, name) for name in names}
     paper_scale = {name: runs for name, runs in configs.items() if runs[0].scale == "paper"}
