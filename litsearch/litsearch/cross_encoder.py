@@ -33,11 +33,11 @@ from litsearch.transformer_embedder import (
     check_count,
     length_batches,
     on_all_cores,
-    quiet_loading,
 )
 from shared import InputError, hub
 from shared.generation.fingerprint import model_fingerprint
 from shared.launch import entrypoint
+from shared.quiet import quiet_transformers
 from shared.training import run_folder
 
 log = logging.getLogger(__name__)
@@ -67,7 +67,7 @@ class CrossEncoder:
         check_choice("dtype", dtype, ("float32", "bfloat16", "float16", "auto"))
         path = hub.model_path(model, "litsearch")
         try:
-            with quiet_loading():
+            with quiet_transformers():
                 loaded, report = AutoModelForSequenceClassification.from_pretrained(
                     path, dtype=dtype, trust_remote_code=False, output_loading_info=True
                 )

@@ -16,9 +16,10 @@ import numpy as np
 import torch
 
 from litsearch.keys import KEYS
-from litsearch.transformer_embedder import TransformerEmbedder, check_choice, check_count, quiet_loading
+from litsearch.transformer_embedder import TransformerEmbedder, check_choice, check_count
 from shared import InputError, hub
 from shared.generation.fingerprint import model_fingerprint
+from shared.quiet import quiet_transformers
 
 log = logging.getLogger(__name__)
 
@@ -85,7 +86,7 @@ class SentenceTransformersEmbedder:
 
             options = {"dtype": self.dtype if self.dtype == "auto" else getattr(torch, self.dtype)}
             try:
-                with quiet_loading():
+                with quiet_transformers():
                     self._model = SentenceTransformer(
                         self.path,
                         device=self.device,

@@ -14,11 +14,10 @@ whatever the model computes in.
 
 from __future__ import annotations
 
-import contextlib
 import inspect
 import json
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -29,6 +28,7 @@ from torch import Tensor, nn
 
 from shared import InputError, hub
 from shared.generation.fingerprint import model_fingerprint
+from shared.quiet import quiet_transformers
 
 log = logging.getLogger(__name__)
 
@@ -243,7 +243,7 @@ def load_backbone(path: str, dtype: str, bidirectional: bool) -> nn.Module:
         # A window of attention counts tokens before; ours are shorter than any window.
         config.is_causal, config.sliding_window = False, None
     try:
-        with quiet_loading():
+        with quiet_transformers():
             model, report = kind.from_pretrained(path, **options)
     except (OSError, RuntimeError, ValueError) as error:
         raise InputError(f"model={path} cannot be loaded: {str(error).strip().splitlines()[0]}") from None
@@ -254,22 +254,6 @@ def load_backbone(path: str, dtype: str, bidirectional: bool) -> nn.Module:
             if hasattr(module, "is_causal"):
                 module.is_causal = False
     return model
-
-
-@contextlib.contextmanager
-def quiet_loading() -> Iterator[None]:
-    """No progress bar and no table of weights that were left out; those that are missing are an error of ours."""
-    from transformers.utils import logging as transformers_logging
-
-    verbosity, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        transformers_logging.set_verbosity(verbosity)
-        if bars:
-            transformers_logging.enable_progress_bar()
 
 
 def dense_modules(folder: Path) -> nn.Sequential:

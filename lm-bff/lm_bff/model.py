@@ -17,7 +17,6 @@ import copy
 import json
 import logging
 from collections.abc import Sequence
-from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -33,10 +32,10 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.utils import logging as transformers_logging
 
 from lm_bff.mask_row import MaskPicker, layers_of
 from shared import InputError
+from shared.quiet import quiet_transformers
 
 log = logging.getLogger(__name__)
 
@@ -298,20 +297,6 @@ def _load(auto: type, path: str | Path, config: PreTrainedConfig, **options) -> 
             first = f"a {config.model_type} model has no masked language model head (or no classifier) in transformers"
         raise InputError(f"model={path} cannot be loaded: {first}") from None
     return model, sorted(report["missing_keys"])
-
-
-@contextmanager
-def quiet_transformers():
-    """Without the library's table of missing and unused weights: which matter is decided, and reported, here."""
-    level, bar = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        transformers_logging.set_verbosity(level)
-        if bar:
-            transformers_logging.enable_progress_bar()
 
 
 def detach_decoder(model: PreTrainedModel, path: str | None = None) -> tuple[Tensor, Tensor | None]:

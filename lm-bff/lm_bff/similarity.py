@@ -14,8 +14,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from lm_bff.data import PAPER, Example
-from lm_bff.model import quiet_transformers
 from shared import InputError, hub
+from shared.quiet import quiet_transformers
 
 
 def text_of(example: Example) -> str:

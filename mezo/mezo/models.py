@@ -15,9 +15,9 @@ from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
-from lm_bff.model import quiet_transformers
 from lm_bff.model_names import TINY, model_folder
 from shared import InputError, hub
+from shared.quiet import quiet_transformers
 
 log = logging.getLogger(__name__)
 

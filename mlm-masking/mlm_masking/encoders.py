@@ -18,12 +18,12 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerFast,
 )
-from transformers.utils import logging as transformers_logging
 
 from mlm_masking.layouts import check_layout
 from mlm_masking.tokenizer import load_tokenizer as read_tokenizer
 from mlm_masking.weight_files import weight_names
 from shared import InputError, hub
+from shared.quiet import quiet_transformers
 from shared.training import runs_root
 
 PAPER = "mlm-masking"
@@ -92,19 +92,13 @@ def load_model(
         config.num_labels = outputs
     config.classifier_dropout = pooler_dropout
     options = {} if head in ("masked_lm", "classification", "question_answering") else {"add_pooling_layer": False}
-    verbosity, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
-    transformers_logging.set_verbosity_error()  # its report of heads not loaded is made again below, as errors
-    transformers_logging.disable_progress_bar()
     try:
-        loaded, report = model_class.from_pretrained(
-            folder, config=config, dtype=torch.float32, output_loading_info=True, trust_remote_code=False, **options
-        )
+        with quiet_transformers():  # its report of heads not loaded is made again below, as errors
+            loaded, report = model_class.from_pretrained(
+                folder, config=config, dtype=torch.float32, output_loading_info=True, trust_remote_code=False, **options
+            )
     except (OSError, RuntimeError, ValueError) as error:
         raise InputError(f"ckpt={model}: its weights cannot be loaded: {str(error).splitlines()[0]}") from error
-    finally:
-        transformers_logging.set_verbosity(verbosity)
-        if bars:
-            transformers_logging.enable_progress_bar()
     missing = sorted(key for key in report["missing_keys"] if not key.startswith(new or ("\0",)))
     if missing:
         what = "it has no masked-LM head" if missing[0].startswith("lm_head") else "they would be random"

@@ -13,7 +13,6 @@ Two things make a step cheaper and leave its result as it is. The head sees only
 last layer but for its keys and values: of what it would compute at other positions nothing is ever read.
 """
 
-import contextlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -29,10 +28,10 @@ from transformers import (
     RobertaPreLayerNormForMaskedLM,
 )
 from transformers.masking_utils import create_bidirectional_mask
-from transformers.utils import logging as transformers_logging
 
 from mlm_masking.loss import linear_cross_entropy
 from shared import InputError
+from shared.quiet import quiet_transformers
 
 CLASSES = {
     "pre": (RobertaPreLayerNormConfig, RobertaPreLayerNormForMaskedLM),
@@ -256,17 +255,6 @@ def check_length(config: PretrainedConfig, length: int) -> None:
         )
 
 
-@contextlib.contextmanager
-def _no_progress_bar():
-    shown = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            transformers_logging.enable_progress_bar()
-
-
 def export(model: MaskedLanguageModel, folder: Path, tokenizer: Any, state: Mapping[str, Tensor] | None = None) -> None:
     """Write a plain folder for `AutoModelForMaskedLM` and `AutoTokenizer`, without the embedding's rows of padding.
 
@@ -285,7 +273,7 @@ def export(model: MaskedLanguageModel, folder: Path, tokenizer: Any, state: Mapp
     }
     plain.load_state_dict(cut, strict=True)
     plain.tie_weights()
-    with _no_progress_bar():
+    with quiet_transformers():
         plain.save_pretrained(folder)
     if tokenizer is not None:
         tokenizer.save_pretrained(folder)

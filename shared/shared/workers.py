@@ -14,6 +14,8 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from typing import Any
 
+from shared.quiet import quiet_transformers
+
 
 def spread(work: Callable[[Any], Any], items: Sequence[Any], processes: int) -> Iterator[tuple[int, Any]]:
     """(number of the item, work(item)) as each is done, in any order; the first error ends it and is raised.
@@ -46,22 +48,14 @@ def quiet(package: str) -> Iterator[None]:
     One bar over all runs is what a person wants to see, not the bars and tables of each. What was set before is set
     again afterwards: with one process the runs are the caller's own process.
     """
-    from transformers.utils import logging as transformers_logging
-
     log = logging.getLogger(package)
-    level, verbosity = log.level, transformers_logging.get_verbosity()
-    bars = transformers_logging.is_progress_bar_enabled()
+    level = log.level
     log.setLevel(logging.ERROR)
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
     try:
-        with contextlib.redirect_stdout(io.StringIO()):
+        with quiet_transformers(), contextlib.redirect_stdout(io.StringIO()):
             yield
     finally:
         log.setLevel(level)
-        transformers_logging.set_verbosity(verbosity)
-        if bars:
-            transformers_logging.enable_progress_bar()
 
 
 def _start_worker() -> None:

@@ -12,8 +12,6 @@ import inspect
 import json
 import pickle
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -21,9 +19,9 @@ from huggingface_hub import hf_hub_download
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers import MODEL_MAPPING, AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
-from transformers.utils import logging as transformers_logging
 
 from shared import InputError
+from shared.quiet import quiet_transformers
 
 ENCODERS = ("bert", "roberta", "xlm-roberta", "camembert", "mpnet", "distilbert", "electra", "modernbert")
 DECODERS = ("llama", "mistral", "qwen2", "qwen3", "gemma", "gpt2")
@@ -148,20 +146,6 @@ def sentence_transformers_pooler(path: str | Path) -> str | None:
         "pooling_mode_lasttoken": "last",
     }
     return next((pooler for flag, pooler in flags.items() if declared.get(flag)), None)
-
-
-@contextmanager
-def quiet_transformers() -> Iterator[None]:
-    """No load report: the heads it lists as unexpected are read here, and missing weights are an error. And no bar."""
-    verbosity, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        transformers_logging.set_verbosity(verbosity)
-        if bars:
-            transformers_logging.enable_progress_bar()
 
 
 def _folder(path: str | Path) -> Path:

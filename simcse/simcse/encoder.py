@@ -23,6 +23,7 @@ from transformers import AutoModel, PreTrainedConfig, PreTrainedModel, PreTraine
 from transformers.activations import ACT2FN
 
 from shared import InputError
+from shared.quiet import quiet_transformers
 from simcse import checkpoints
 from simcse.pooling import check_pooler, needs_all_layers, pool
 
@@ -276,7 +277,7 @@ class SentenceEncoder(nn.Module):
             "mlp_only_train": self.mlp_only_train,
         }
         with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as temporary:
-            with checkpoints.quiet_transformers():
+            with quiet_transformers():
                 self.backbone.save_pretrained(temporary, state_dict=state)
             if tokenizer is not None:
                 tokenizer.save_pretrained(temporary)
