@@ -1,11 +1,12 @@
 """The search page in a real browser: asking, opening, going back, with the mouse and from the keyboard."""
 
 import json
-import threading
 from pathlib import Path
 
 import pytest
 from rich.console import Console
+
+from shared.testing import answering
 
 pytestmark = pytest.mark.browser
 
@@ -34,12 +35,8 @@ def url(tmp_path_factory):
     with hydra.initialize_config_dir(str(Path(__file__).resolve().parents[1] / "configs"), version_base="1.3"):
         cfg = hydra.compose("index", [*options, "retriever.processes=1", "retriever.cache=false"])
     library = open_library(make_index(cfg, Console(quiet=True)))
-    with SearchPage(library, ("127.0.0.1", 0)) as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
-        thread.start()
+    with answering(SearchPage(library, ("127.0.0.1", 0))) as server:
         yield server.url
-        server.shutdown()
-        thread.join()
 
 
 @pytest.fixture

@@ -5,12 +5,9 @@ import re
 import signal
 import subprocess
 import sys
-import threading
 import urllib.error
 import urllib.request
-from contextlib import closing
 from pathlib import Path
-from urllib.parse import urlencode
 
 import pytest
 from rich.console import Console
@@ -20,6 +17,7 @@ from litsearch.library import open_library
 from litsearch.search import run
 from litsearch.search_page import SearchPage
 from shared import InputError
+from shared.testing import answering, fetch
 
 OWNED = "<script>document.title='owned'</script><img src=x onerror=alert(1)>"
 PAPERS = [
@@ -46,23 +44,14 @@ def index(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def server(index):
-    with SearchPage(open_library(index), ("127.0.0.1", 0), k=2, words=12, max_query=100) as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
-        thread.start()
+    with answering(SearchPage(open_library(index), ("127.0.0.1", 0), k=2, words=12, max_query=100)) as server:
         yield server
-        server.shutdown()
-        thread.join()
 
 
 def get(server, path: str, **parameters):
     """Status and answer."""
-    url = server.url + path + (f"?{urlencode(parameters)}" if parameters else "")
-    try:
-        with closing(urllib.request.urlopen(url, timeout=30)) as response:
-            return response.status, json.loads(response.read())
-    except urllib.error.HTTPError as error:
-        with closing(error):
-            return error.code, json.loads(error.read())
+    status, _, body = fetch(server.url, path, **parameters)
+    return status, json.loads(body)
 
 
 def test_a_question_is_answered_as_the_library_answers_it(server):

@@ -6,11 +6,19 @@ package in it bear the same name (`simcse/simcse`), and pytest's importlib mode 
 package.
 """
 
+import contextlib
 import importlib
 import importlib.util
 import os
 import shutil
+import threading
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import Iterator
+from email.message import Message
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -49,6 +57,28 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if why:
             for item in marked:
                 item.add_marker(pytest.mark.skip(reason=why))
+
+
+@contextlib.contextmanager
+def answering(server: Any) -> Iterator[Any]:
+    """The server (of socketserver's kind), answering from a thread of its own inside the block; closed afterwards."""
+    with server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+def fetch(url: str, path: str = "", **parameters: Any) -> tuple[int, Message, bytes]:
+    """Status, headers and body of url + path?parameters, whatever the status."""
+    query = f"?{urllib.parse.urlencode(parameters)}" if parameters else ""
+    try:
+        with contextlib.closing(urllib.request.urlopen(url + path + query, timeout=30)) as response:
+            return response.status, response.headers, response.read()
+    except urllib.error.HTTPError as error:
+        with contextlib.closing(error):
+            return error.code, error.headers, error.read()
 
 
 @pytest.fixture(scope="session")

@@ -2,13 +2,13 @@
 
 import http.client
 import json
-import threading
 from contextlib import closing
 
 import pytest
 
 from shared import InputError
 from shared.serving import PageServer, check_port, number, single_values
+from shared.testing import answering
 
 
 def answer(parameters: dict[str, list[str]]) -> dict:
@@ -18,12 +18,10 @@ def answer(parameters: dict[str, list[str]]) -> dict:
 
 @pytest.fixture(scope="module")
 def server():
-    with PageServer(b"<!doctype html>", {"/api": answer, "/broken": lambda _: 1 / 0}, ("127.0.0.1", 0)) as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
-        thread.start()
-        yield server
-        server.shutdown()
-        thread.join()
+    with answering(
+        PageServer(b"<!doctype html>", {"/api": answer, "/broken": lambda _: 1 / 0}, ("127.0.0.1", 0))
+    ) as it:
+        yield it
 
 
 def get(server, path: str, host: str | None = None) -> tuple[int, dict, bytes]:

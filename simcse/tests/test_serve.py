@@ -18,6 +18,7 @@ from omegaconf import OmegaConf
 
 from shared import InputError
 from shared.extraction import Document
+from shared.testing import answering, fetch
 from simcse import SimCSE
 from simcse.serve import SearchServer, corpus_summaries, evenly_spaced, load_model
 
@@ -28,22 +29,13 @@ SERVE_YAML = Path(__file__).parents[1] / "configs" / "serve.yaml"
 def server(tiny_encoder_folder, sentences):
     model = SimCSE(str(tiny_encoder_folder), device="cpu", pooler="avg")
     model.build_index([*sentences(20), "<script>alert(1)</script> and ünïcode"])
-    with SearchServer(model, ("127.0.0.1", 0), max_query=100) as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
-        thread.start()
+    with answering(SearchServer(model, ("127.0.0.1", 0), max_query=100)) as server:
         yield server
-        server.shutdown()
-        thread.join()
 
 
 def get(server, path: str, **parameters):
     """Status, headers and body, JSON parsed."""
-    url = server.url + path + (f"?{urlencode(parameters)}" if parameters else "")
-    try:
-        with closing(urllib.request.urlopen(url, timeout=30)) as response:
-            status, headers, body = response.status, response.headers, response.read()
-    except urllib.error.HTTPError as error:
-        status, headers, body = error.code, error.headers, error.read()
+    status, headers, body = fetch(server.url, path, **parameters)
     is_json = headers["Content-Type"].startswith("application/json")
     return status, headers, json.loads(body) if is_json else body.decode()
 
