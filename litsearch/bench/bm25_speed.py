@@ -11,11 +11,9 @@ from it (`litsearch.generated_texts`). rank-bm25 is so slow that it gets fewer q
 
 import argparse
 import gc
-import json
 import statistics
 import time
 from collections.abc import Callable
-from datetime import UTC, datetime
 from pathlib import Path
 
 import bm25s
@@ -27,11 +25,10 @@ from rich.table import Table
 from litsearch.bm25 import BM25
 from litsearch.generated_texts import real_texts, resampled
 from litsearch.text import terms
+from shared.bench import write_record
 from shared.provenance import Watch
-from shared.results import write_atomic
 
 ROOT = Path(__file__).resolve().parents[2]
-RECORDS = Path(__file__).parent / "records"
 K = 20
 Search = Callable[[list[list[str]]], np.ndarray]
 
@@ -124,7 +121,6 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="1,000 documents, two rounds")
     parser.add_argument("--out", type=Path, help="default: records/<date>-cpu-bm25.json beside this script")
     options = parser.parse_args()
-    out = options.out or RECORDS / f"{datetime.now(UTC):%Y-%m-%d}-cpu-bm25.json"
     watch = Watch(ROOT, config=vars(options), seed=options.seed)
     name, texts, questions = real_texts()
     documents, queries = list(map(terms, texts)), list(map(terms, questions))
@@ -143,9 +139,7 @@ def main() -> None:
     Console().print(table)
     record = {"benchmark": "bm25_speed", "corpus": name, "questions": len(queries), "k": K, "results": results}
     record["provenance"] = watch.record()
-    out.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(out, json.dumps(record, indent=1) + "\n")
-    Console().print(f"record: {out}", soft_wrap=True)
+    write_record(record, __file__, "cpu-bm25", options.out)
 
 
 if __name__ == "__main__":

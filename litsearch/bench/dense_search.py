@@ -10,11 +10,9 @@ vectors from disk and normalises them; `later` finds them in memory.
 """
 
 import argparse
-import json
 import statistics
 import tempfile
 import time
-from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
@@ -24,11 +22,10 @@ from rich.table import Table
 from sklearn.metrics.pairwise import cosine_similarity
 
 from litsearch.cosine import CosineSearch
+from shared.bench import write_record
 from shared.provenance import Watch
-from shared.results import write_atomic
 
 ROOT = Path(__file__).resolve().parents[2]
-RECORDS = Path(__file__).parent / "records"
 
 
 def draw(count: int, queries: int, hidden: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -100,7 +97,6 @@ def main() -> None:
     options = parser.parse_args()
     if options.quick:
         options.size, options.queries, options.rounds = 4000, 50, 2
-    out = options.out or RECORDS / f"{datetime.now(UTC):%Y-%m-%d}-cpu-dense-search.json"
     watch = Watch(ROOT, config=vars(options), seed=options.seed)
     table = Table("vectors", "dimensions", "search", "questions/s", "x released")
     results = {}
@@ -113,9 +109,7 @@ def main() -> None:
     Console().print(table)
     record = {"benchmark": "dense_search", "threads": torch.get_num_threads(), "results": results}
     record["provenance"] = watch.record()
-    out.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(out, json.dumps(record, indent=1) + "\n")
-    Console().print(f"record: {out}", soft_wrap=True)
+    write_record(record, __file__, "cpu-dense-search", options.out)
 
 
 if __name__ == "__main__":

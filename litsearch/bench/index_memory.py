@@ -11,12 +11,10 @@ Resident memory counts mapped pages of the finished index as well; anonymous mem
 
 import argparse
 import concurrent.futures
-import json
 import multiprocessing
 import resource
 import tempfile
 import time
-from datetime import UTC, datetime
 from pathlib import Path
 
 from rich.console import Console
@@ -24,11 +22,10 @@ from rich.table import Table
 
 from litsearch.bm25 import BM25
 from litsearch.generated_texts import zipf_texts
+from shared.bench import write_record
 from shared.provenance import Watch
-from shared.results import write_atomic
 
 ROOT = Path(__file__).resolve().parents[2]
-RECORDS = Path(__file__).parent / "records"
 QUESTIONS = 20
 
 
@@ -67,7 +64,6 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="default: records/<date>-cpu-index-memory.json beside this script")
     options = parser.parse_args()
     documents = 1000 if options.quick else options.documents
-    out = options.out or RECORDS / f"{datetime.now(UTC):%Y-%m-%d}-cpu-index-memory.json"
     watch = Watch(ROOT, config=vars(options), seed=options.seed)
     arguments = (options.words, options.vocabulary, options.seed, options.processes, options.scratch)
     with concurrent.futures.ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
@@ -87,9 +83,7 @@ def main() -> None:
     Console().print(table)
     record = {"benchmark": "index_memory", "documents": documents, "words": options.words, "results": result}
     record["provenance"] = watch.record()
-    out.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(out, json.dumps(record, indent=1) + "\n")
-    Console().print(f"record: {out}", soft_wrap=True)
+    write_record(record, __file__, "cpu-index-memory", options.out)
 
 
 if __name__ == "__main__":

@@ -17,13 +17,11 @@ The terms are compared first: all forms must give the same.
 import argparse
 import concurrent.futures
 import hashlib
-import json
 import multiprocessing
 import statistics
 import tempfile
 import time
 from collections import defaultdict
-from datetime import UTC, datetime
 from pathlib import Path
 
 from rich.console import Console
@@ -32,11 +30,10 @@ from rich.table import Table
 from litsearch.generated_texts import real_texts
 from litsearch.sentences import parameters
 from litsearch.text import Numbering, stop_words, tokenize
+from shared.bench import write_record
 from shared.provenance import Watch
-from shared.results import write_atomic
 
 ROOT = Path(__file__).resolve().parents[2]
-RECORDS = Path(__file__).parent / "records"
 FORMS = {
     "plain": None,
     "cold": {"processes": 1},
@@ -111,7 +108,6 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="1,000 texts, one round")
     parser.add_argument("--out", type=Path, help="default: records/<date>-cpu-tokenising.json beside this script")
     options = parser.parse_args()
-    out = options.out or RECORDS / f"{datetime.now(UTC):%Y-%m-%d}-cpu-tokenising.json"
     watch = Watch(ROOT, config=vars(options))
     name, texts, _ = real_texts()
     texts = texts[: 1000 if options.quick else options.texts]
@@ -131,9 +127,7 @@ def main() -> None:
         "faster_than_plain": {form: medians["plain"] / median for form, median in medians.items()},
         "provenance": watch.record(),
     }
-    out.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(out, json.dumps(record, indent=1) + "\n")
-    Console().print(f"record: {out}", soft_wrap=True)
+    write_record(record, __file__, "cpu-tokenising", options.out)
 
 
 if __name__ == "__main__":

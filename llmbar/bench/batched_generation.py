@@ -17,13 +17,11 @@ middle of a character.
 """
 
 import argparse
-import json
 import os
 import statistics
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 
@@ -39,13 +37,12 @@ from llmbar.prompts import read_templates
 from llmbar.strategies import Strategy, all_strategies
 from llmbar.tiny_judge import tiny_judge
 from shared import InputError, hub
+from shared.bench import write_record
 from shared.generation import Completion, Request, make_generator
 from shared.generation.tiny_model import write_tiny_llama
 from shared.provenance import Watch
-from shared.results import write_atomic
 
 ROOT = Path(__file__).resolve().parents[2]
-RECORDS = Path(__file__).parent / "records"
 NAMES = {"vanilla": "Vanilla", "cot": "CoT", "metrics_reference": "Metrics_Reference", "swap_cot": "Swap_CoT"}
 
 
@@ -160,10 +157,7 @@ def main() -> None:
     console.print(table)
     record = {"benchmark": "batched_generation", "data": source, "instances": options.instances, "results": rows,
               "threads": torch.get_num_threads(), "provenance": watch.record()}  # fmt: skip
-    out = options.out or RECORDS / f"{datetime.now(UTC):%Y-%m-%d}-cpu-batched-generation.json"
-    out.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(out, json.dumps(record, indent=1) + "\n")
-    console.print(f"record: {out}", highlight=False, soft_wrap=True)
+    write_record(record, __file__, "cpu-batched-generation", options.out)
 
 
 if __name__ == "__main__":

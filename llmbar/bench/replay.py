@@ -19,7 +19,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from datetime import UTC, datetime
 from pathlib import Path
 
 from rich.console import Console
@@ -32,11 +31,10 @@ from llmbar.prompts import read_templates
 from llmbar.replay import Rules, replay
 from llmbar.strategies import all_strategies
 from shared import hub
+from shared.bench import write_record
 from shared.provenance import Watch
-from shared.results import write_atomic
 
 ROOT = Path(__file__).resolve().parents[2]
-RECORDS = Path(__file__).parent / "records"
 FILLER = (
     "\nThis sentence is only here to make the text longer than it was before and says nothing about either of them."
 )
@@ -162,10 +160,7 @@ def main() -> None:
                    "growth_of_memory": memory["longer"] / max(memory["plain"], 1)},
         "provenance": watch.record(),
     }  # fmt: skip
-    out = options.out or RECORDS / f"{datetime.now(UTC):%Y-%m-%d}-cpu-replay.json"
-    out.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(out, json.dumps(record, indent=1) + "\n")
-    console.print(f"record: {out}", highlight=False, soft_wrap=True)
+    write_record(record, __file__, "cpu-replay", options.out)
 
 
 if __name__ == "__main__":

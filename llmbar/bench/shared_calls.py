@@ -8,10 +8,8 @@ on this machine, the two extremes are counted: no conflict at all, and nothing b
 """
 
 import argparse
-import json
 import re
 from collections.abc import Callable, Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 
 from rich.console import Console
@@ -24,12 +22,11 @@ from llmbar.prompts import read_templates
 from llmbar.replay import read_lines
 from llmbar.strategies import Strategy, all_strategies
 from shared import hub
+from shared.bench import write_record
 from shared.generation import Completion, Request
 from shared.provenance import Watch
-from shared.results import write_atomic
 
 ROOT = Path(__file__).resolve().parents[2]
-RECORDS = Path(__file__).parent / "records"
 COT = re.compile(r"^(?P<set>.+)\[(?P<i>\d+)\] comparison/CoT\.txt (?P<order>given|swapped) ")
 VERDICT = "Therefore, Output ({}) is better."
 
@@ -101,10 +98,7 @@ def main() -> None:
     console.print(table)
     record = {"benchmark": "shared_calls", "strategies": list(strategies), "instances": len(instances), "results": rows,
               "provenance": watch.record()}  # fmt: skip
-    out = options.out or RECORDS / f"{datetime.now(UTC):%Y-%m-%d}-cpu-shared-calls.json"
-    out.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(out, json.dumps(record, indent=1) + "\n")
-    console.print(f"record: {out}", highlight=False, soft_wrap=True)
+    write_record(record, __file__, "cpu-shared-calls", options.out)
 
 
 if __name__ == "__main__":

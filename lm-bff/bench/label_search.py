@@ -11,10 +11,8 @@ class a little better than others; `--rounding` makes ties among logits too.
 
 import argparse
 import itertools
-import json
 import statistics
 import time
-from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
@@ -22,11 +20,10 @@ from rich.console import Console
 from rich.table import Table
 
 from lm_bff.label_scores import Survivors, best_pairings
+from shared.bench import write_record
 from shared.provenance import Watch
-from shared.results import write_atomic
 
 ROOT = Path(__file__).resolve().parents[2]
-RECORDS = Path(__file__).parent / "records"
 KEPT = 100
 
 
@@ -128,10 +125,8 @@ def main() -> None:
     Console().print(table)
     if options.quick and options.out is None:
         return
-    out = options.out or RECORDS / f"{datetime.now(UTC):%Y-%m-%d}-cpu-label-search.json"
     record = {"benchmark": "label_search", "results": results, "provenance": watch.record()}
-    write_atomic(out, json.dumps(record, indent=1) + "\n")
-    Console().print(f"record: {out}", soft_wrap=True)
+    write_record(record, __file__, "cpu-label-search", options.out)
 
 
 if __name__ == "__main__":

@@ -9,11 +9,9 @@ tokens are kept per hypothesis. The templates have to be the same, in the same o
 """
 
 import argparse
-import json
 import statistics
 import tempfile
 import time
-from datetime import UTC, datetime
 from pathlib import Path
 
 import torch
@@ -26,11 +24,10 @@ from lm_bff.tasks import TASKS
 from lm_bff.template_beam import Blanks, search_texts
 from lm_bff.template_text import SENTENCE_FIRST, to_template
 from lm_bff.tiny_t5 import tiny_t5
+from shared.bench import write_record
 from shared.provenance import Watch
-from shared.results import write_atomic
 
 ROOT = Path(__file__).resolve().parents[2]
-RECORDS = Path(__file__).parent / "records"
 BATCH = 32
 
 
@@ -128,15 +125,13 @@ def main() -> None:
     Console().print(table)
     if options.quick and options.out is None:
         return
-    out = options.out or RECORDS / f"{datetime.now(UTC):%Y-%m-%d}-cpu-template-search.json"
     record = {
         "benchmark": "template_search",
         "threads": torch.get_num_threads(),
         "results": results,
         "provenance": watch.record(),
     }
-    write_atomic(out, json.dumps(record, indent=1) + "\n")
-    Console().print(f"record: {out}", soft_wrap=True)
+    write_record(record, __file__, "cpu-template-search", options.out)
 
 
 if __name__ == "__main__":

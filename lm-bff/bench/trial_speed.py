@@ -18,13 +18,11 @@ embeddings are made beforehand (the release has a script for that) and are not t
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import replace
-from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
@@ -50,11 +48,10 @@ from lm_bff.tasks import TASKS, Task
 from lm_bff.template import Rendered, finish, parse
 from lm_bff.training import run_trial
 from shared import InputError
+from shared.bench import write_record
 from shared.provenance import Watch
-from shared.results import write_atomic
 
 ROOT = Path(__file__).resolve().parents[2]
-RECORDS = Path(__file__).parent / "records"
 MICRO_BATCH, EVALUATION_BATCH = 2, 16
 
 
@@ -253,7 +250,6 @@ def main() -> None:
     console.print(table)
     if options.quick and options.out is None:
         return
-    out = options.out or RECORDS / f"{datetime.now(UTC):%Y-%m-%d}-cpu-trial-speed.json"
     record = {
         "benchmark": "trial_speed",
         "threads": torch.get_num_threads(),
@@ -261,9 +257,7 @@ def main() -> None:
         "results": results,
         "provenance": watch.record(),
     }
-    out.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(out, json.dumps(record, indent=1) + "\n")
-    console.print(f"record: {out}", soft_wrap=True)
+    write_record(record, __file__, "cpu-trial-speed", options.out)
 
 
 if __name__ == "__main__":

@@ -14,10 +14,8 @@ Ways alternate within a round; medians are compared.
 """
 
 import argparse
-import json
 import statistics
 import time
-from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
@@ -31,11 +29,10 @@ from mezo import MeZO
 from mezo.encoding import Encoded
 from mezo.objectives import Objective
 from mezo.tasks import get_task
+from shared.bench import write_record
 from shared.provenance import Watch
-from shared.results import write_atomic
 
 ROOT = Path(__file__).resolve().parents[2]
-RECORDS = Path(__file__).parent / "records"
 BATCH = 16
 # (mean, deviation, least) of the log-normal that prompt lengths in tokens are drawn from
 LENGTHS = {"short": (26, 0.4, 8), "long": (76, 0.5, 30)}
@@ -139,10 +136,7 @@ def main() -> None:
                 )  # fmt: skip
     console.print(table)
     record = {"benchmark": "candidate_speed", "parameters": count, "results": results, "provenance": watch.record()}
-    out = options.out or RECORDS / f"{datetime.now(UTC):%Y-%m-%d}-cpu-candidates.json"
-    out.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(out, json.dumps(record, indent=1) + "\n")
-    console.print(f"record: {out}", highlight=False, soft_wrap=True)
+    write_record(record, __file__, "cpu-candidates", options.out)
 
 
 if __name__ == "__main__":

@@ -15,10 +15,8 @@ system every time. Ways alternate within a round; medians are compared.
 """
 
 import argparse
-import json
 import statistics
 import time
-from datetime import UTC, datetime
 from pathlib import Path
 
 import torch
@@ -27,11 +25,10 @@ from rich.table import Table
 
 from mezo.spsa import perturb
 from mezo.trajectory import Step, apply_steps
+from shared.bench import write_record
 from shared.provenance import Watch
-from shared.results import write_atomic
 
 ROOT = Path(__file__).resolve().parents[2]
-RECORDS = Path(__file__).parent / "records"
 EPS = 1e-3
 REPLAYED = 32
 
@@ -105,10 +102,7 @@ def main() -> None:
                 table.add_row(model, str(threads), name, f"{taken / count * 1e9:.2f}", f"{ratios[name]:.1f}")
     console.print(table)
     record = {"benchmark": "perturbation_speed", "results": results, "provenance": watch.record()}
-    out = options.out or RECORDS / f"{datetime.now(UTC):%Y-%m-%d}-cpu-perturbation.json"
-    out.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(out, json.dumps(record, indent=1) + "\n")
-    console.print(f"record: {out}", highlight=False, soft_wrap=True)
+    write_record(record, __file__, "cpu-perturbation", options.out)
 
 
 if __name__ == "__main__":

@@ -8,21 +8,18 @@ turn. `ratio` is over inference: 1.05 is the aim for MeZO in every mode; Adam st
 """
 
 import argparse
-import json
 import statistics
 from dataclasses import asdict, fields
-from datetime import UTC, datetime
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
 from mezo.memory import WAYS, Sizes, peak
+from shared.bench import write_record
 from shared.provenance import Watch
-from shared.results import write_atomic
 
 ROOT = Path(__file__).resolve().parents[2]
-RECORDS = Path(__file__).parent / "records"
 
 
 def main() -> None:
@@ -49,9 +46,7 @@ def main() -> None:
         "benchmark": "step_memory", "parameters": count, "runs": runs, "peak_bytes": bytes_of, "ratio": ratio,
         "provenance": watch.record(),
     }  # fmt: skip
-    out = options.out or RECORDS / f"{datetime.now(UTC):%Y-%m-%d}-cpu-step-memory.json"
-    write_atomic(out, json.dumps(record, indent=1) + "\n")
-    console.print(f"record: {out}", highlight=False, soft_wrap=True)
+    write_record(record, __file__, "cpu-step-memory", options.out)
 
 
 if __name__ == "__main__":

@@ -15,12 +15,10 @@ first way. Beside it stands the same ratio by processor time, which other progra
 """
 
 import argparse
-import json
 import statistics
 import time
 from collections.abc import Callable
 from dataclasses import asdict, fields
-from datetime import UTC, datetime
 from pathlib import Path
 
 import torch
@@ -29,11 +27,10 @@ from rich.table import Table
 
 from mezo import MeZO
 from mezo.memory import EPS, LR, Sizes, batch_loss, build
+from shared.bench import write_record
 from shared.provenance import Watch
-from shared.results import write_atomic
 
 ROOT = Path(__file__).resolve().parents[2]
-RECORDS = Path(__file__).parent / "records"
 
 
 def naive_step(model: torch.nn.Module, loss: Callable[[], torch.Tensor], seed: int) -> None:
@@ -109,9 +106,7 @@ def main() -> None:
         "benchmark": "step_speed", "parameters": count, "threads": threads, "seconds": found,
         "median": wall, "ratio": ratios, "provenance": watch.record(),
     }  # fmt: skip
-    out = options.out or RECORDS / f"{datetime.now(UTC):%Y-%m-%d}-cpu-step-speed.json"
-    write_atomic(out, json.dumps(record, indent=1) + "\n")
-    console.print(f"record: {out}", highlight=False, soft_wrap=True)
+    write_record(record, __file__, "cpu-step-speed", options.out)
 
 
 if __name__ == "__main__":

@@ -25,7 +25,6 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
@@ -47,9 +46,10 @@ from mlm_masking.fitting import BATCHINGS, Settings, fit
 from mlm_masking.length_buckets import epoch_batches, padded_share
 from mlm_masking.tokenizer import train_tokenizer
 from shared import hub
+from shared.bench import write_record
 from shared.corpus import documents
 from shared.provenance import Watch
-from shared.results import over_seeds, write_atomic
+from shared.results import over_seeds
 from shared.training import seed_everything
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -249,10 +249,7 @@ def main() -> None:
         "threads": torch.get_num_threads(),
         "provenance": watch.record(),
     }
-    name = f"{datetime.now(UTC):%Y-%m-%d}-cpu-finetuning-speed.json"
-    out = options.out or ROOT / "mlm-masking" / "bench" / "records" / name
-    out.parent.mkdir(parents=True, exist_ok=True)
-    Console().print(f"record: {write_atomic(out, json.dumps(record, indent=1) + chr(10))}")
+    write_record(record, __file__, "cpu-finetuning-speed", options.out)
 
 
 if __name__ == "__main__":

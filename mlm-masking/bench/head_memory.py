@@ -21,7 +21,6 @@ import subprocess
 import sys
 import threading
 import time
-from datetime import UTC, datetime
 from pathlib import Path
 
 import torch
@@ -30,8 +29,8 @@ from rich.table import Table
 from torch.nn import functional as F
 
 from mlm_masking.loss import linear_cross_entropy
+from shared.bench import write_record
 from shared.provenance import Watch
-from shared.results import write_atomic
 
 ROOT = Path(__file__).resolve().parents[2]
 SIDES = ("ours", "predicted positions", "all positions")
@@ -162,10 +161,7 @@ def main() -> None:
         "provenance": watch.record(),
     }
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    name = f"{datetime.now(UTC):%Y-%m-%d}-{device}-head-memory.json"
-    out = options.out or ROOT / "mlm-masking" / "bench" / "records" / name
-    out.parent.mkdir(parents=True, exist_ok=True)
-    Console().print(f"record: {write_atomic(out, json.dumps(record, indent=1) + chr(10))}")
+    write_record(record, __file__, f"{device}-head-memory", options.out)
 
 
 if __name__ == "__main__":

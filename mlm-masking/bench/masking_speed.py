@@ -19,11 +19,9 @@ Process time, one thread, contestants in turn, medians over rounds.
 """
 
 import argparse
-import json
 import statistics
 import time
 from collections.abc import Callable
-from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
@@ -33,11 +31,10 @@ from rich.table import Table
 
 from mlm_masking.fairseq_compat import fairseq_mask, fairseq_seed
 from mlm_masking.masker import Vocabulary, build_masker
+from shared.bench import write_record
 from shared.provenance import Watch
-from shared.results import write_atomic
 
 ROOT = Path(__file__).resolve().parents[2]
-RECORDS = Path(__file__).parent / "records"
 LENGTH, VOCAB_SIZE, MASK_ID, PAD_ID = 128, 50265, 50264, 1
 SCHEMES = {"mask-only": (0.0, 0.0), "80-10-10": (0.1, 0.1)}
 OURS, COLLATOR, COLLATOR_CORE, PER_EXAMPLE, RELEASED = (
@@ -199,8 +196,7 @@ def main() -> None:
     ]
     show(cells)
     record = {"benchmark": "masking_speed", "targets": TARGETS, "cells": cells, "provenance": watch.record()}
-    out = options.out or RECORDS / f"{datetime.now(UTC).date()}-cpu-masking.json"
-    Console().print(f"record: {write_atomic(out, json.dumps(record, indent=1) + chr(10))}", soft_wrap=True)
+    write_record(record, __file__, "cpu-masking", options.out)
 
 
 TOKENIZER = tokenizer()

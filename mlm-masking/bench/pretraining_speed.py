@@ -15,13 +15,11 @@ programs share the machine.
 import argparse
 import contextlib
 import io
-import json
 import logging
 import os
 import statistics
 import tempfile
 import time
-from datetime import UTC, datetime
 from pathlib import Path
 
 import hydra
@@ -42,8 +40,8 @@ import shared.launch  # noqa: F401  (puts the launch group on Hydra's search pat
 from mlm_masking.model import model_config
 from mlm_masking.pretrain import Text, load_text, train
 from shared import hub
+from shared.bench import write_record
 from shared.provenance import Watch
-from shared.results import write_atomic
 
 ROOT = Path(__file__).resolve().parents[2]
 WARM_UP = 3
@@ -207,16 +205,13 @@ def main() -> None:
         rows = [compare(model, size, options, Path(temporary)) for model in options.models for size in sizes]
     print_table(rows, options)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    name = f"{datetime.now(UTC):%Y-%m-%d}-{device}-pretraining.json"
     record = {
         "benchmark": "pretraining_speed",
         "rows": rows,
         "threads": torch.get_num_threads(),
         "provenance": watch.record(),
     }
-    out = options.out or ROOT / "mlm-masking" / "bench" / "records" / name
-    out.parent.mkdir(parents=True, exist_ok=True)
-    Console().print(f"record: {write_atomic(out, json.dumps(record, indent=1) + chr(10))}")
+    write_record(record, __file__, f"{device}-pretraining", options.out)
 
 
 if __name__ == "__main__":

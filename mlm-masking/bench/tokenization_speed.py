@@ -25,7 +25,6 @@ import statistics
 import tempfile
 import time
 import zlib
-from datetime import UTC, datetime
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -36,13 +35,12 @@ from rich.table import Table
 
 from mlm_masking.tokenizer import load_tokenizer, train_tokenizer
 from shared import corpus, hub
+from shared.bench import write_record
 from shared.provenance import Watch
-from shared.results import write_atomic
 from shared.tokenization import json_lines, tokenize_documents
 from shared.tokenization.encoding import backend
 
 ROOT = Path(__file__).resolve().parents[2]
-RECORDS = Path(__file__).parent / "records"
 BLOCK = 128
 LIBRARY, FAST, RECIPE, OURS = "library", "library, fast", "recipe", "ours"
 
@@ -198,11 +196,8 @@ def main() -> None:
         "same_ids": True,
         "provenance": watch.record(),
     }
-    out = options.out or (None if options.quick else RECORDS / f"{datetime.now(UTC):%Y-%m-%d}-cpu-tokenization.json")
-    if out:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(out, json.dumps(record, indent=1) + "\n")
-        console.print(f"record: {out}", soft_wrap=True)
+    if options.out or not options.quick:
+        write_record(record, __file__, "cpu-tokenization", options.out)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,6 @@ import statistics
 import subprocess
 import sys
 import time
-from datetime import UTC, datetime
 from pathlib import Path
 
 import psutil
@@ -217,18 +216,15 @@ def main() -> None:
         )
         print(json.dumps(cell))
         return
-    from shared.provenance import Watch  # not in the measured processes: its imports are memory too
-    from shared.results import write_atomic
+    from shared.bench import write_record  # not in the measured processes: its imports are memory too
+    from shared.provenance import Watch
 
     watch = Watch(ROOT)
     rows = [compare(options, batch, hard) for batch in options.batch for hard in (False, True)]
     show(rows)
     settings = {key: value for key, value in vars(options).items() if key not in ("out", "cell", "hard")}
     record = {"benchmark": "contrastive_loss", "settings": settings, "rows": rows, "provenance": watch.record()}
-    name = f"{datetime.now(UTC).date()}-{options.device}-contrastive-loss.json"
-    out = options.out or ROOT / "simcse" / "bench" / "records" / name
-    out.parent.mkdir(parents=True, exist_ok=True)
-    Console().print(f"record: {write_atomic(out, json.dumps(record, indent=1) + chr(10))}")
+    write_record(record, __file__, f"{options.device}-contrastive-loss", options.out)
 
 
 if __name__ == "__main__":

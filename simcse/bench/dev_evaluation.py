@@ -10,7 +10,6 @@ among them.
 """
 
 import argparse
-import json
 import statistics
 import sys
 import time
@@ -22,8 +21,8 @@ import torch
 from rich.console import Console
 
 from shared import hub
+from shared.bench import write_record
 from shared.provenance import Watch
-from shared.results import write_atomic
 from simcse.devset import DevSet, load_dev_set
 from simcse.embedding import embed_sentences, load_encoder
 from simcse.senteval import evaluate_pairs, load_sts
@@ -143,7 +142,7 @@ def main() -> None:
     parser.add_argument("--fraction", type=float, default=0.05, help="of each split's pairs, for the times")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--data-dir", type=Path, help="SentEval's downstream folder; default: the source `senteval`")
-    parser.add_argument("--out", type=Path, help="write the record as JSON")
+    parser.add_argument("--out", type=Path, help="default: records/<date>-cpu-dev-evaluation.json beside this script")
     options = parser.parse_args()
     watch = Watch(ROOT, config=vars(options))
     data_dir = options.data_dir or hub.locate("simcse", "senteval")
@@ -156,9 +155,8 @@ def main() -> None:
         f"{times['seconds']['released']:.2f}: {times['ratio']:.1f}x\n"
         f"dev correlations: ours {times['scores']['ours'][:2]}, released {times['scores']['released']}"
     )
-    if options.out:
-        record = {"benchmark": "dev_evaluation", "counts": counts, "times": times, "provenance": watch.record()}
-        write_atomic(options.out, json.dumps(record, indent=1) + "\n")
+    record = {"benchmark": "dev_evaluation", "counts": counts, "times": times, "provenance": watch.record()}
+    write_record(record, __file__, "cpu-dev-evaluation", options.out)
 
 
 if __name__ == "__main__":

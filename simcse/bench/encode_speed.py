@@ -10,11 +10,9 @@ hold. The runs alternate, so that a machine that slows down slows all of them, a
 """
 
 import argparse
-import json
 import statistics
 import time
 from collections.abc import Callable
-from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
@@ -23,14 +21,13 @@ from rich.console import Console
 from rich.table import Table
 
 from shared import hub
+from shared.bench import write_record
 from shared.provenance import Watch
-from shared.results import write_atomic
 from simcse.embedding import embed_sentences, load_encoder
 from simcse.index import read_sentences, unit_rows
 from simcse.serve import corpus_summaries, evenly_spaced
 
 ROOT = Path(__file__).resolve().parents[2]
-RECORDS = Path(__file__).parent / "records"
 BASELINE, BATCH_ROWS = "sentence-transformers, 32 rows", 32
 
 
@@ -97,7 +94,6 @@ def main() -> None:
     parser.add_argument("--profile", action="store_true", help="print a table of operators for the baseline and ours")
     parser.add_argument("--out", type=Path, help="default: records/<date>-<device>-encode.json beside this script")
     options = parser.parse_args()
-    out = options.out or RECORDS / f"{datetime.now(UTC):%Y-%m-%d}-{options.device}-encode.json"
     watch = Watch(ROOT, config=vars(options))
     sentences, source = load_sentences(options.sentences, options.count)
     encoders = contestants(options.model, options.device)
@@ -136,9 +132,7 @@ def main() -> None:
         "results": rows,
         "provenance": watch.record(),
     }
-    out.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(out, json.dumps(record, indent=1) + "\n")
-    console.print(f"record: {out}", soft_wrap=True)
+    write_record(record, __file__, f"{options.device}-encode", options.out)
 
 
 if __name__ == "__main__":

@@ -10,11 +10,9 @@ Recall is the part of the exact top k that is found.
 """
 
 import argparse
-import json
 import statistics
 import time
 from collections.abc import Callable
-from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
@@ -22,12 +20,11 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from shared.bench import write_record
 from shared.provenance import Watch
-from shared.results import write_atomic
 from simcse.index import SentenceIndex, unit_rows
 
 ROOT = Path(__file__).resolve().parents[2]
-RECORDS = Path(__file__).parent / "records"
 THRESHOLD, TOP_K = 0.6, 5
 Found = list[list[tuple[str, float]]]
 
@@ -113,7 +110,6 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=42)
     parser.add_argument("--out", type=Path, help="default: records/<date>-cpu-search.json beside this script")
     options = parser.parse_args()
-    out = options.out or RECORDS / f"{datetime.now(UTC):%Y-%m-%d}-cpu-search.json"
     watch = Watch(ROOT, config=vars(options), seed=options.seed)
     table = Table("sentences", "search", "queries/s", "one query, ms", "x released", "recall")
     results = {}
@@ -129,9 +125,7 @@ def main() -> None:
         "results": results,
         "provenance": watch.record(),
     }
-    out.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(out, json.dumps(record, indent=1) + "\n")
-    Console().print(f"record: {out}", soft_wrap=True)
+    write_record(record, __file__, "cpu-search", options.out)
 
 
 if __name__ == "__main__":

@@ -17,14 +17,12 @@ what the time goes into: both train the same encoder in fp32, so matrix products
 import argparse
 import contextlib
 import io
-import json
 import logging
 import os
 import statistics
 import tempfile
 import time
 from collections.abc import Callable
-from datetime import UTC, datetime
 from pathlib import Path
 
 import hydra
@@ -36,8 +34,8 @@ from transformers import TrainerCallback
 
 import shared.launch  # noqa: F401  (puts the launch group on Hydra's search path)
 from shared import hub
+from shared.bench import write_record
 from shared.provenance import Watch
-from shared.results import write_atomic
 from simcse import train
 from simcse.batches import EpochSampler
 from simcse.data import Examples
@@ -265,16 +263,13 @@ def main() -> None:
         ]
     print_table(rows)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    name = f"{datetime.now(UTC):%Y-%m-%d}-{device}-training-speed.json"
     record = {
         "benchmark": "training_speed",
         "rows": rows,
         "threads": torch.get_num_threads(),
         "provenance": watch.record(),
     }
-    out = options.out or ROOT / "simcse" / "bench" / "records" / name
-    out.parent.mkdir(parents=True, exist_ok=True)
-    Console().print(f"record: {write_atomic(out, json.dumps(record, indent=1) + chr(10))}")
+    write_record(record, __file__, f"{device}-training-speed", options.out)
 
 
 if __name__ == "__main__":

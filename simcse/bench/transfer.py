@@ -11,7 +11,6 @@ ratio, and on `--threads`.
 """
 
 import argparse
-import json
 import statistics
 import time
 from pathlib import Path
@@ -22,8 +21,8 @@ from rich.console import Console
 from rich.table import Table
 
 from shared import hub
+from shared.bench import write_record
 from shared.provenance import Watch
-from shared.results import write_atomic
 from simcse.baselines import bag_of_words
 from simcse.senteval import TRANSFER_TASKS, classifier, evaluate_transfer, sequential
 from simcse.senteval.classifier import PROTOCOLS
@@ -130,7 +129,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu", help="of the batched form; the sequential one runs on the CPU")
     parser.add_argument("--only", choices=["batched"], help="leave the sequential form out")
     parser.add_argument("--data-dir", type=Path, help="SentEval's downstream folder; default: the source `senteval`")
-    parser.add_argument("--out", type=Path, help="write the record as JSON")
+    parser.add_argument("--out", type=Path, help="default: records/<date>-cpu-transfer.json beside this script")
     options = parser.parse_args()
     for case in options.cases:
         task, _, protocol = case.partition(":")
@@ -144,9 +143,8 @@ def main() -> None:
     for case in options.cases:
         results.append(measure(case, data_dir, options))
         show(results[-1:], options.threads)
-    if options.out:
-        record = {"benchmark": "transfer", "results": results, "provenance": watch.record()}
-        write_atomic(options.out, json.dumps(record, indent=1) + "\n")
+    record = {"benchmark": "transfer", "results": results, "provenance": watch.record()}
+    write_record(record, __file__, "cpu-transfer", options.out)
 
 
 if __name__ == "__main__":
