@@ -159,8 +159,9 @@ class GrowingTokenFile:
                 "largest_id": progress.largest_id,
             }
             write_header(self.folder, {**counts, **header, "fingerprint": progress.fingerprint, "files": files})
-        for name in (LENGTHS, ROWS, PROGRESS, LOCK):
-            (self.folder / name).unlink(missing_ok=True)
+        # What a killed process was about to rename over progress.json is not part of the file either.
+        for path in (*(self.folder / name for name in (LENGTHS, ROWS, PROGRESS, LOCK)), *self.folder.glob(".*.tmp")):
+            path.unlink(missing_ok=True)
         self.folder.rename(self.path)
 
     def _go_on(self) -> None:
