@@ -8,6 +8,8 @@ assumed beside them:
     evaluation  dev five times (masked: ten) and dev and test at the end, one forward pass per example; generated
                 answers cost one pass per token more, 50 at most
     Adam        counts backward passes and its states; candidates are rows of their own there, as in training
+    zo.scale_by with scale_when=epoch: at the first step of every epoch two forward passes per block (zo_norm), or a
+                forward and a backward pass (gradient_norm)
 """
 
 from __future__ import annotations
@@ -48,6 +50,7 @@ PAIRS = {"snli", "mnli", "rte"}
 PROMPT = 40
 DEMONSTRATION_LIMIT = 2048
 ALIKE = frozenset({"lr", "eps", "weight_decay", "data.seed"})  # what costs the same
+OTHER_BLOCKS = 3  # beside the layers: embeddings, head, the rest
 BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 
 
@@ -77,6 +80,15 @@ def estimates_of(cfg: DictConfig) -> float:
     return n
 
 
+def measuring(cfg: DictConfig, examples: int, layers: int) -> float:
+    """Forward passes per step that go into measuring step lengths again in every epoch (a backward pass counts two)."""
+    zo = cfg.zo
+    if cfg.trainer != "zo" or zo.scale_by is None or zo.scale_when != "epoch":
+        return 0.0
+    once = {"zo_norm": 2 * (layers + OTHER_BLOCKS), "gradient_norm": 3, "parameter_norm": 0}[zo.scale_by]
+    return once / ceil(examples / int(cfg.batch_size))
+
+
 def tokens_of(cfg: DictConfig) -> tuple[int, int, int, int]:
     """(tokens of an example, training, dev, test examples) of a run. Raises InputError for an unknown task."""
     if cfg.family == "masked":
@@ -95,7 +107,7 @@ def tokens_of(cfg: DictConfig) -> tuple[int, int, int, int]:
 def add_runs(plan: Plan, cfg: DictConfig, count: int, gpu: GPU, gpus: int, utilisation: float) -> None:
     """Add the cost of `count` runs of this kind to their experiment's."""
     model, width = dimensions(cfg.model), BYTES[cfg.dtype]
-    length, _, dev, test = tokens_of(cfg)
+    length, train, dev, test = tokens_of(cfg)
     directions = estimates_of(cfg)
     trains = cfg.trainer in ("zo", "adam", "sgd")
     steps, batch = (int(cfg.steps), int(cfg.batch_size)) if trains else (0, 16)
@@ -105,6 +117,9 @@ def add_runs(plan: Plan, cfg: DictConfig, count: int, gpu: GPU, gpus: int, utili
     if trainer == "zo" and directions != ceil(directions):
         seconds *= directions / ceil(directions)
     flops = steps * step_flops(model, trainer, batch * length) * (directions if trainer == "zo" else 1)
+    measured = steps * measuring(cfg, train, model.layers)
+    seconds += measured * step_seconds(model, mode, "none", batch * length, **one)
+    flops += measured * step_flops(model, "none", batch * length)
     generated = 50 if cfg.family != "masked" and CAUSAL_TASKS[cfg.task].kind == "generation" else 0
     rounds = (10 if cfg.family == "masked" else 5) if trains else 0
     examples = rounds * dev + (dev if "dev" in cfg.final else 0) + test
@@ -118,6 +133,8 @@ def add_runs(plan: Plan, cfg: DictConfig, count: int, gpu: GPU, gpus: int, utili
     plan.flops += count * flops
     plan.hours += count * seconds / 3600
     plan.memory = max(plan.memory, step_memory(model, mode, trainer, batch * length, width))
+    if trainer == "zo" and cfg.zo.scale_by == "gradient_norm":  # one backward pass is as large as SGD's
+        plan.memory = max(plan.memory, step_memory(model, mode, "sgd", batch * length, width))
     if trainer == "zo":
         plan.trajectories += count * RECORD_BYTES * steps * max(1, directions)
     masked = cfg.family == "masked"

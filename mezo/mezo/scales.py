@@ -26,38 +26,35 @@ from torch import Tensor
 from mezo.progress import JsonLines
 from mezo.spsa import perturb, projected_gradient
 from shared import InputError
-from shared.training import read_metrics
 
 KINDS = ("parameter_norm", "gradient_norm", "zo_norm")
 SMALLEST = 1e-12
+
+
+def block_of(name: str) -> str:
+    """The block a parameter belongs to."""
+    layer = re.search(r"\blayers?\.(\d+)\.", name)
+    if layer:
+        return f"layer {layer[1]}"
+    if "embed" in name:
+        return "embeddings"
+    return "head" if re.search(r"lm_head|decoder_weight|decoder_bias|classifier", name) else "rest"
 
 
 def blocks_of(names: Sequence[str]) -> dict[str, list[int]]:
     """Block -> numbers of its parameters."""
     found: dict[str, list[int]] = {}
     for number, name in enumerate(names):
-        layer = re.search(r"\blayers?\.(\d+)\.", name)
-        if layer:
-            block = f"layer {layer[1]}"
-        elif "embed" in name:
-            block = "embeddings"
-        else:
-            block = "head" if re.search(r"lm_head|decoder_weight|decoder_bias|classifier", name) else "rest"
-        found.setdefault(block, []).append(number)
+        found.setdefault(block_of(name), []).append(number)
     return found
 
 
 def block_scales(
     kind: str, named: Sequence[tuple[str, Tensor]], loss: Callable[[], Tensor], eps: float, rng: str, seed: int = 0
 ) -> list[float]:
-    """One d per parameter, the same within a block."""
-    return spread(block_lengths(kind, named, loss, eps, rng, seed), [name for name, _ in named])
-
-
-def spread(lengths: dict[str, float], names: Sequence[str]) -> list[float]:
-    """Block -> d as one d per parameter."""
-    of = {number: lengths[block] for block, numbers in blocks_of(names).items() for number in numbers}
-    return [of[number] for number in range(len(names))]
+    """`block_lengths` as one d per parameter."""
+    lengths = block_lengths(kind, named, loss, eps, rng, seed)
+    return [lengths[block_of(name)] for name, _ in named]
 
 
 def block_lengths(
@@ -109,8 +106,13 @@ class EpochScales:
         first: bool = True,
         from_first: Callable[[Any], Any] = lambda value: value,
     ) -> None:
-        self.file, self.names, self.per_epoch, self.measure = JsonLines(path, first), list(names), per_epoch, measure
-        self.from_first = from_first
+        self.file, self.per_epoch, self.measure, self.from_first = (
+            JsonLines(path, first),
+            per_epoch,
+            measure,
+            from_first,
+        )
+        self.blocks = [block_of(name) for name in names]
         self.known = self._on_file()
 
     @classmethod
@@ -122,8 +124,9 @@ class EpochScales:
                 f"{path} has no step lengths for step {step}: fetch it again, it belongs to the trajectory"
             )
 
-        lines = read_metrics(path)
-        return cls(path, names, lines[0]["steps"] if lines else missing(0), missing, first=False)
+        found = cls(path, names, 1, missing, first=False)
+        found.per_epoch = found.file.lines[0]["steps"] if found.known else missing(0)
+        return found
 
     def keep_until(self, step: int) -> None:
         """Forget what was measured behind `step`."""
@@ -137,12 +140,13 @@ class EpochScales:
             self.known[begin] = self.from_first(self.measure(begin))
             line = {"step": begin, "steps": self.per_epoch, "lengths": self.known[begin]}
             self.file.append({**line, "crc32": _crc32(line)})
-        return spread(self.known[begin], self.names)
+        lengths = self.known[begin]
+        return [lengths[block] for block in self.blocks]
 
     def _on_file(self) -> dict[int, dict[str, float]]:
         for line in self.file.lines:
             if _crc32({name: value for name, value in line.items() if name != "crc32"}) != line.get("crc32"):
-                raise InputError(f"{self.file.path}: the line of step {line['step']} is changed: fetch it again")
+                raise InputError(f"{self.file.path}: the line of step {line.get('step')} is changed: fetch it again")
         return {line["step"]: line["lengths"] for line in self.file.lines}
 
 

@@ -143,8 +143,7 @@ def settings(cfg: DictConfig) -> dict[str, Any]:
 
 def changes(cfg: DictConfig, folder: Path) -> list[str]:
     """What differs from the run in the folder; nothing where config.json is lost (the trajectory's header speaks)."""
-    file = folder / CONFIG
-    return changed_settings(settings(cfg), file) if file.exists() else []
+    return changed_settings(settings(cfg), folder / CONFIG) or []
 
 
 def fit(

@@ -87,9 +87,13 @@ def test_a_run_killed_at_any_step_ends_as_one_that_was_not(opt_folder, tmp_path)
     assert 23 <= found[1]["training"]["resumed_at_step"] < 40
 
 
-def test_two_ranks_take_the_steps_of_one(masked_folder, tmp_path):
-    """A batch of 5 is split 3 and 2; both runs go through the entrypoint."""
-    shared = small(tmp_path / "two", masked_folder, "batch_size=5", "steps=6", "eval_every=6", "lr=0.005")
+EPOCHS_OF_THREE = ("mode=full", "lr=1e-4", "batch_size=11", "zo.scale_by=zo_norm", "zo.scale_when=epoch")
+
+
+@pytest.mark.parametrize("options", [(), EPOCHS_OF_THREE])
+def test_two_ranks_take_the_steps_of_one(masked_folder, tmp_path, options):
+    """Batches of 5 and 11 are split unevenly; both runs go through the entrypoint. Step lengths are rank 0's."""
+    shared = small(tmp_path / "two", masked_folder, "batch_size=5", "steps=6", "eval_every=6", "lr=0.005", *options)
     done = subprocess.run(
         command("mezo.train", *shared, "launch=torchrun", "launch.processes=2"),
         env=environment(tmp_path), capture_output=True, text=True, timeout=400,
@@ -102,6 +106,8 @@ def test_two_ranks_take_the_steps_of_one(masked_folder, tmp_path):
     assert [s.projected_gradient for s in two] == pytest.approx([s.projected_gradient for s in single], abs=1e-3)
     scores = [json.loads((tmp_path / n / "evaluations.jsonl").read_text())["loss"] for n in ("two", "one")]
     assert scores[0] == pytest.approx(scores[1], abs=1e-4)
+    if options:
+        assert len((tmp_path / "two" / "scales.jsonl").read_text().splitlines()) == 2
 
 
 @pytest.fixture(scope="module")

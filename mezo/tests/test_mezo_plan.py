@@ -70,6 +70,21 @@ def test_ablations_with_several_directions_have_equal_forward_passes():
             assert passes == pytest.approx(10_000, rel=0.005), name
 
 
+def test_measuring_step_lengths_in_every_epoch_is_in_the_plan(planned):
+    """K=16 is one batch of 64 for two classes: an epoch a step, 2 passes for each of 27 blocks beside the 2."""
+    with composing(plan.CONFIGS):
+        options = ["scale=paper", "task=sst-2", "batch_size=64"]
+        again, once = (compose("config", [f"experiment=roberta_zo_norm{end}", *options]) for end in ("_again", ""))
+        norm = compose("config", ["experiment=roberta_parameter_norm_again", *options])
+    assert [plan.measuring(cfg, 32, 24) for cfg in (again, once, norm)] == [54, 0, 0]
+    again.batch_size = 16
+    assert plan.measuring(again, 32, 24) == 27
+    plans = planned[0]
+    assert plans["roberta_zo_norm_again"].flops > 10 * plans["roberta_zo_norm"].flops
+    assert plans["roberta_parameter_norm_again"].flops == plans["roberta_parameter_norm"].flops
+    assert plans["roberta_gradient_norm"].memory > plans["roberta_zo_norm"].memory
+
+
 def test_a_trajectory_of_the_paper_is_half_a_megabyte(planned):
     one = planned[0]["opt13b_mezo"]
     assert one.trajectories / one.runs == 24 * 20_000
