@@ -300,7 +300,10 @@ def test_an_unfinished_run_of_other_options_is_not_continued(configure, opt_fold
         train(configure(*run, "lr=0.5"))
     with pytest.raises(InputError, match="holds a run already"):
         train(configure(*run, "resume=never"))
-    # Without config.json the trajectory's own header says whose it is.
+    # Without config.json, or with a damaged one, the trajectory's own header says whose it is.
+    (folder / "config.json").write_text("{")
+    with pytest.raises(InputError, match=r"belongs to another run \(extra differ\)"):
+        train(configure(*run, "lr=0.5"))
     (folder / "config.json").unlink()
     with pytest.raises(InputError, match=r"belongs to another run \(extra differ\)"):
         train(configure(*run, "lr=0.5"))

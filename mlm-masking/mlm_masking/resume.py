@@ -65,7 +65,10 @@ def decide_start(cfg: DictConfig, folder: Path) -> Start:
         return Start()  # new, or killed before its first checkpoint
     if cfg.resume == "never":
         raise InputError(f"{folder} holds a run already: give another output_dir, or resume=auto or restart")
-    if changed := changed_settings(settings_of(cfg, FREE), folder / SETTINGS):
+    changed = changed_settings(settings_of(cfg, FREE), folder / SETTINGS)
+    if changed is None:
+        changed = [f"no readable {SETTINGS}"]
+    if changed:
         raise InputError(
             f"{folder} holds {'a finished' if finished else 'an unfinished'} run of another configuration "
             f"({'; '.join(changed)}): give another experiment or output_dir, or resume=restart to start over"

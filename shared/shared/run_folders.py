@@ -46,12 +46,15 @@ def settings_of(cfg: DictConfig, free: Collection[str] = ()) -> dict[str, Any]:
     return {name: value for name, value in flat.items() if not any(name == f or name.startswith(f"{f}.") for f in free)}
 
 
-def changed_settings(settings: dict[str, Any], file: Path) -> list[str]:
-    """How `settings` differ from those that a folder's run was made with: "name: before -> now", sorted."""
+def changed_settings(settings: dict[str, Any], file: Path) -> list[str] | None:
+    """How `settings` differ from those that a folder's run was made with: "name: before -> now", sorted.
+
+    None where the file is lost or cannot be read.
+    """
     try:
         before = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        return [f"no readable {file.name}"]
+        return None
     now = json.loads(json.dumps(settings))
     names = sorted(before.keys() | now.keys())
     return [f"{name}: {before.get(name)} -> {now.get(name)}" for name in names if before.get(name) != now.get(name)]

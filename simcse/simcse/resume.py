@@ -70,6 +70,8 @@ def decide_start(cfg: DictConfig, folder: Path) -> Start:
     if cfg.resume == "never":
         raise InputError(f"{folder} holds a run already. Use another output_dir, resume=auto or resume=restart.")
     changed = changed_settings(settings_of(cfg, FREE), folder / CONFIG)
+    if changed is None:
+        changed = [f"no readable {CONFIG}"]
     if finished:
         return Start(clear=True) if changed else Start(finished=True)
     if changed:
