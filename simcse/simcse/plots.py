@@ -14,7 +14,7 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 UNIFORM = "uniformity (lower is better)"
 ALIGN = "alignment (lower is better)"
-STS = "STS-B dev, Spearman × 100"
+STS = "STS dev set, Spearman × 100"
 
 Number = float | Mapping[str, object]  # a value, or a summary over seeds {"mean", "std", "n", ...}
 
@@ -146,7 +146,7 @@ def sts_against(
     log: bool = False,
     paper_label: str = "paper, BERT-base",
 ) -> Figure:
-    """STS-B dev against one setting: temperature, dropout rate, weight of hard negatives (Tables D.1, 3, 7).
+    """The STS dev set against one setting: temperature, dropout rate, weight of hard negatives (Tables D.1, 3, 7).
 
     Args:
         setting: the axis label, e.g. "temperature". log: a logarithmic axis.
@@ -174,7 +174,7 @@ def sts_against(
 def training_curves(
     losses: Mapping[str, Sequence[tuple[int, float]]], scores: Mapping[str, Sequence[tuple[int, float]]]
 ) -> Figure:
-    """Training loss and STS-B dev against the optimiser step.
+    """Training loss and the STS dev set against the optimiser step.
 
     Args:
         losses: per run, (step, loss). scores: per run, (step, Spearman on a 0-1 scale).
